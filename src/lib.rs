@@ -1,0 +1,14 @@
+//! Routes each LLM request to the vLLM endpoint that already holds most of its prompt's KV blocks.
+//!
+//! Three flows meet in one pure core:
+//!
+//! - request:   [`extproc`] → [`request`] → [`tokenizer`] → [`routing`] → [`extproc`]
+//! - event:     [`events`] → [`routing::index`]
+//! - discovery: [`discovery`] → [`routing::endpoint`], [`events`]
+//!
+//! [`routing`] is plain computation: no I/O, no clock, no log. `docs/architecture.md` has the table of
+//! who may import whom; `tests/layers.rs` holds it.
+
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run fakes beside them"))]
+
+pub mod routing;

@@ -1,0 +1,168 @@
+//! The pick and the [`Decision`] that records it.
+//!
+//! Rule: most matched tokens, then fewest in flight, then at random. Where nothing matched this is least-request.
+
+use std::cmp::{Ordering, Reverse};
+use std::sync::Arc;
+
+use super::endpoint::Endpoint;
+use super::score::Candidate;
+
+/// The chosen endpoint and the next best one, which Envoy tries when the first cannot be reached.
+#[derive(Clone, Debug)]
+pub struct Pick {
+    /// The endpoint to send the request to.
+    pub endpoint: Arc<Endpoint>,
+    /// Tokens of the prompt that it holds.
+    pub matched_tokens: u32,
+    /// The runner-up, if there is another candidate.
+    pub alternate: Option<Arc<Endpoint>>,
+}
+
+/// Picks among `candidates`; none when there are none. `random` breaks ties.
+pub fn pick(candidates: &[Candidate], random: &mut fastrand::Rng) -> Option<Pick> {
+    let first = best(candidates, None, random)?;
+    let alternate = best(candidates, Some(first), random);
+    Some(Pick {
+        endpoint: first.endpoint.clone(),
+        matched_tokens: first.matched_tokens,
+        alternate: alternate.map(|candidate| candidate.endpoint.clone()),
+    })
+}
+
+/// The best candidate apart from `except`: reservoir sampling, so that each of n equals is taken with chance 1/n.
+fn best<'a>(
+    candidates: &'a [Candidate],
+    except: Option<&Candidate>,
+    random: &mut fastrand::Rng,
+) -> Option<&'a Candidate> {
+    let mut best: Option<&Candidate> = None;
+    let mut n_equal = 0;
+    for candidate in candidates {
+        if except.is_some_and(|except| except.endpoint.id == candidate.endpoint.id) {
+            continue;
+        }
+        match best.map(|best| merit(candidate).cmp(&merit(best))) {
+            Some(Ordering::Less) => {}
+            Some(Ordering::Equal) => {
+                n_equal += 1;
+                if random.usize(..n_equal) == 0 {
+                    best = Some(candidate);
+                }
+            }
+            None | Some(Ordering::Greater) => {
+                n_equal = 1;
+                best = Some(candidate);
+            }
+        }
+    }
+    best
+}
+
+fn merit(candidate: &Candidate) -> (u32, Reverse<u32>) {
+    (candidate.matched_tokens, Reverse(candidate.in_flight))
+}
+
+/// Why a request was picked by load although its prefix might be cached somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fallback {
+    /// The prompt's tokens are not asked for; the reason is that of the request.
+    Opaque(&'static str),
+    /// The body is not a request we can read.
+    UnreadableBody,
+    /// No engine answered `/tokenize`; the reason is that of the tokenizer.
+    Tokenizer(&'static str),
+    /// No engine has announced a block yet, or the root of the model's hashes cannot be known.
+    NoIndex,
+}
+
+impl Fallback {
+    /// Name in metrics, spans and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Opaque(reason) | Self::Tokenizer(reason) => reason,
+            Self::UnreadableBody => "unreadable_body",
+            Self::NoIndex => "no_index",
+        }
+    }
+}
+
+/// What came of the prefix lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The picked endpoint holds a prefix of the prompt.
+    PrefixMatch,
+    /// The prompt was looked up and the picked endpoint holds nothing of it.
+    NoMatch,
+    /// The prompt was not looked up.
+    Fallback(Fallback),
+}
+
+impl Outcome {
+    /// All values of [`Outcome::as_str`].
+    pub const NAMES: [&'static str; 3] = ["prefix_match", "no_match", "fallback"];
+
+    /// Name in metrics, spans and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PrefixMatch => "prefix_match",
+            Self::NoMatch => "no_match",
+            Self::Fallback(_) => "fallback",
+        }
+    }
+}
+
+/// One routing decision with everything that led to it: metrics, spans and logs are views of this value.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// Name of the pool's model.
+    pub model: Arc<str>,
+    /// Where the request goes.
+    pub pick: Pick,
+    /// What came of the lookup.
+    pub outcome: Outcome,
+    /// Tokens of the prompt; 0 when it was not tokenized.
+    pub prompt_tokens: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::endpoint::EndpointId;
+
+    fn candidate(id: u32, matched_tokens: u32, in_flight: u32) -> Candidate {
+        let endpoint = Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000).into()));
+        Candidate { endpoint, matched_tokens, in_flight }
+    }
+
+    fn picked(candidates: &[Candidate]) -> (u32, Option<u32>) {
+        let pick = pick(candidates, &mut fastrand::Rng::with_seed(1)).expect("there are candidates");
+        (pick.endpoint.id.0, pick.alternate.map(|endpoint| endpoint.id.0))
+    }
+
+    #[test]
+    fn most_matched_then_fewest_in_flight() {
+        let warm = [candidate(0, 0, 0), candidate(1, 64, 9), candidate(2, 64, 5), candidate(3, 32, 0)];
+        assert_eq!(picked(&warm), (2, Some(1)));
+        let cold = [candidate(0, 0, 3), candidate(1, 0, 1), candidate(2, 0, 2)];
+        assert_eq!(picked(&cold), (1, Some(2)));
+    }
+
+    #[test]
+    fn one_candidate_has_no_alternate_and_none_no_pick() {
+        assert_eq!(picked(&[candidate(7, 0, 0)]), (7, None));
+        assert!(pick(&[], &mut fastrand::Rng::with_seed(1)).is_none());
+    }
+
+    #[test]
+    fn ties_break_evenly() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let equal = [candidate(0, 0, 1), candidate(1, 0, 1), candidate(3, 0, 2), candidate(2, 0, 1)];
+        let mut counts = [0; 4];
+        for _ in 0..3_000 {
+            counts[pick(&equal, &mut random).expect("there are candidates").endpoint.id.0 as usize] += 1;
+        }
+        assert_eq!(counts[3], 0);
+        assert!(counts[..3].iter().all(|&n| (850..1_150).contains(&n)), "{counts:?}");
+    }
+}
