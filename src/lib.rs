@@ -11,4 +11,5 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run fakes beside them"))]
 
+pub mod events;
 pub mod routing;

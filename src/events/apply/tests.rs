@@ -1,0 +1,328 @@
+use serde_json::{Value, json};
+
+use super::proof::Suspect;
+use super::*;
+use crate::routing::hash::{Digest, Key, Scope};
+use crate::routing::index::{IndexLimits, KeyKinds, Overlaps};
+
+const ENDPOINT: EndpointId = EndpointId(1);
+const BLOCK: u32 = 4;
+
+fn settings() -> ModelSettings {
+    ModelSettings {
+        model: "tiny".into(),
+        algorithm: HashAlgorithm::Sha256Cbor,
+        pythonhashseed: None,
+        adapters: vec![("lora-a".into(), "path/a".into()), ("lora-b".into(), "path/b".into())],
+    }
+}
+
+struct Fixture {
+    applier: Applier,
+    index: Arc<PrefixIndex>,
+    stats: Arc<SourceStats>,
+}
+
+impl Fixture {
+    fn new(settings: ModelSettings) -> Self {
+        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        let stats = Arc::<SourceStats>::default();
+        let name = SourceName { endpoint: ENDPOINT, address: "127.0.0.1:8000".parse().unwrap(), rank: 0 };
+        let mut applier = Applier::new(name, Arc::new(settings), index.clone(), stats.clone());
+        applier.start_generation();
+        Self { applier, index, stats }
+    }
+
+    fn apply(&mut self, events: &[Value]) {
+        let payload = rmp_serde::to_vec(&json!([0.5, events, 0])).unwrap();
+        self.applier.apply(&EventBatch::decode(&payload).unwrap());
+    }
+
+    fn matched(&self, chain: &Chain, required: KeyKinds) -> u32 {
+        let mut overlaps = Overlaps::default();
+        let hashes: Vec<BlockHash> = chain.digests.iter().map(Digest::low64).collect();
+        let matched = self.index.keyspaces_of("tiny").into_iter().map(|(_, index)| {
+            index.overlaps(&hashes, required, &mut overlaps);
+            overlaps.matched(ENDPOINT)
+        });
+        matched.max().unwrap_or(0)
+    }
+}
+
+/// A prompt's blocks as some engine hashes and announces them.
+#[derive(Clone)]
+struct Chain {
+    digests: Vec<Digest>,
+    event: Value,
+}
+
+/// How an engine is unlike what is configured.
+#[derive(Clone)]
+struct Engine {
+    algorithm: HashAlgorithm,
+    seed: Option<&'static str>,
+    tagged: bool,
+    path: &'static str,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { algorithm: HashAlgorithm::Sha256Cbor, seed: None, tagged: true, path: "path/a" }
+    }
+}
+
+impl Engine {
+    fn chain(&self, first_token: u32, n_blocks: u32, lora: Option<&str>, salt: Option<&str>) -> Chain {
+        let hasher = BlockHasher::new(self.algorithm, self.seed).unwrap();
+        let tokens: Vec<u32> = (first_token..first_token + n_blocks * BLOCK).collect();
+        let scope =
+            Scope { adapter: lora.map(|name| (name.into(), self.path.into())), cache_salt: salt.map(Into::into) };
+        let keys = |block_idx: usize| {
+            let salt = salt.filter(|_| block_idx == 0);
+            let untagged = || lora.into_iter().chain(salt).map(|text| Key::Str(text.into())).collect();
+            if self.tagged { scope.keys(block_idx) } else { untagged() }
+        };
+        let block_size = BlockSize::new(BLOCK).unwrap();
+        let digests = hasher.chain(hasher.root(), &tokens, block_size, keys);
+        let shown: Vec<Vec<&str>> =
+            (0..n_blocks).map(|block_idx| lora.into_iter().chain(salt.filter(|_| block_idx == 0)).collect()).collect();
+        let event = json!({
+            "type": "BlockStored", "block_hashes": low64(&digests), "parent_block_hash": null, "token_ids": tokens,
+            "block_size": BLOCK, "lora_id": null, "medium": "GPU", "lora_name": lora, "extra_keys": shown,
+            "group_idx": 0, "kv_cache_spec_kind": "full_attention",
+        });
+        Chain { digests, event }
+    }
+
+    fn plain(&self, first_token: u32, n_blocks: u32) -> Chain {
+        self.chain(first_token, n_blocks, None, None)
+    }
+}
+
+impl Chain {
+    fn with(&self, field: &str, value: Value) -> Value {
+        let mut event = self.event.clone();
+        event[field] = value;
+        event
+    }
+
+    /// The event of the blocks from `block_idx` on, which continues the others.
+    fn tail(&self, block_idx: usize) -> Value {
+        let mut event = self.with("block_hashes", json!(low64(&self.digests[block_idx..])));
+        event["parent_block_hash"] = json!(self.digests[block_idx - 1].low64().0);
+        event
+    }
+
+    /// The event of the blocks before `block_idx`.
+    fn head(&self, block_idx: usize) -> Value {
+        let mut event = self.with("block_hashes", json!(low64(&self.digests[..block_idx])));
+        let n_tokens = block_idx * BLOCK as usize;
+        event["token_ids"] = json!(self.event["token_ids"].as_array().unwrap()[..n_tokens]);
+        event["extra_keys"] = json!(self.event["extra_keys"].as_array().unwrap()[..block_idx]);
+        event
+    }
+}
+
+fn low64(digests: &[Digest]) -> Vec<u64> {
+    digests.iter().map(|digest| digest.low64().0).collect()
+}
+
+fn removed(digest: &Digest, group: Option<u32>, medium: &str) -> Value {
+    json!({"type": "BlockRemoved", "block_hashes": [digest.low64().0], "medium": medium, "group_idx": group})
+}
+
+const LORA_A: Option<&str> = Some("lora-a");
+const SALT: Option<&str> = Some("salt");
+
+#[test]
+fn each_chain_proves_the_kinds_that_it_shows() {
+    let adapter = KeyKinds::adapter(0).unwrap();
+    let engine = Engine::default();
+    let cases = [
+        (engine.plain(0, 2), KeyKinds::PLAIN),
+        (engine.chain(0, 1, None, SALT), KeyKinds::SALT),
+        (engine.chain(0, 2, None, SALT), KeyKinds::SALT | KeyKinds::PLAIN),
+        (engine.chain(0, 2, LORA_A, None), adapter),
+        (engine.chain(0, 2, LORA_A, SALT), adapter | KeyKinds::SALT),
+        (engine.chain(0, 2, Some("unconfigured"), None), KeyKinds::NONE),
+    ];
+    for (chain, proved) in cases {
+        let mut fixture = Fixture::new(settings());
+        fixture.apply(std::slice::from_ref(&chain.event));
+        assert_eq!((fixture.stats.proved(), fixture.stats.disproved()), (proved, KeyKinds::NONE), "{}", chain.event);
+        assert_eq!(fixture.matched(&chain, proved), chain.digests.len() as u32);
+    }
+}
+
+#[test]
+fn chains_that_cannot_be_computed_prove_nothing() {
+    let chain = Engine::default().plain(0, 2);
+    let no_evidence = [
+        ("parent_block_hash", json!(5)),
+        ("extra_keys", json!([[["image", 0]], []])),
+        ("extra_keys", json!([["salt", "another"], []])),
+        ("lora_name", json!("lora-a")),
+        ("token_ids", json!([1, 2, 3])),
+    ];
+    for (field, value) in no_evidence {
+        let mut fixture = Fixture::new(settings());
+        fixture.apply(&[chain.with(field, value)]);
+        assert_eq!((fixture.stats.proved(), fixture.stats.disproved()), (KeyKinds::NONE, KeyKinds::NONE), "{field}");
+        assert_eq!(fixture.stats.n_blocks(), 2, "indexed all the same");
+    }
+    let mut fixture = Fixture::new(settings());
+    fixture.apply(&[chain.with("extra_keys", json!([[], [["image", 0]]]))]);
+    assert_eq!(fixture.stats.proved(), KeyKinds::PLAIN, "the part before the image is evidence");
+}
+
+#[test]
+fn mismatch_disproves_the_kind_and_names_the_setting() {
+    let plain = |engine: Engine| (engine.plain(0, 2), KeyKinds::PLAIN);
+    let sha256 = Engine { algorithm: HashAlgorithm::Sha256, ..Engine::default() };
+    let untagged = Engine { tagged: false, ..Engine::default() };
+    let other_path = Engine { path: "elsewhere", ..Engine::default() };
+    let adapter = KeyKinds::adapter(0).unwrap();
+    let cases = [
+        (plain(sha256.clone()), Suspect::Algorithm(HashAlgorithm::Sha256)),
+        (plain(Engine { seed: Some("0"), ..Engine::default() }), Suspect::Seed(Some("0"))),
+        (plain(Engine { seed: Some("42"), ..sha256 }), Suspect::AlgorithmAndSeed(HashAlgorithm::Sha256, Some("42"))),
+        (plain(Engine { seed: Some("secret"), ..Engine::default() }), Suspect::Unknown),
+        ((untagged.chain(0, 2, None, SALT), KeyKinds::SALT), Suspect::UntaggedKeys),
+        ((untagged.chain(0, 2, LORA_A, None), adapter), Suspect::UntaggedKeys),
+        ((other_path.chain(0, 2, LORA_A, None), adapter), Suspect::AdapterPath),
+    ];
+    for ((chain, kinds), suspect) in cases {
+        let payload = rmp_serde::to_vec(&json!([0.5, [chain.event], 0])).unwrap();
+        let batch = EventBatch::decode(&payload).unwrap();
+        let [Event::BlockStored(stored)] = &batch.events[..] else { panic!("{}", chain.event) };
+        let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).unwrap();
+        let mut proof = Proof::default();
+        assert_eq!(proof.examine(stored, &hasher, &settings()), Finding::Disproved(kinds, suspect));
+        assert_eq!(proof.examine(stored, &hasher, &settings()), Finding::Nothing, "said once");
+        assert_eq!((proof.proved, proof.disproved), (KeyKinds::NONE, kinds));
+    }
+}
+
+#[test]
+fn disproved_kind_leaves_the_others_their_credit() {
+    let mut fixture = Fixture::new(settings());
+    let (plain, salted) = (Engine::default().plain(0, 2), Engine { tagged: false, ..Engine::default() });
+    let salted = salted.chain(100, 2, None, SALT);
+    fixture.apply(&[plain.event.clone(), salted.event.clone()]);
+    assert_eq!(fixture.matched(&plain, KeyKinds::PLAIN), 2);
+    assert_eq!(fixture.matched(&salted, KeyKinds::PLAIN | KeyKinds::SALT), 0);
+    fixture.apply(&[Engine::default().chain(200, 2, None, SALT).event]);
+    assert_eq!(fixture.stats.disproved(), KeyKinds::SALT, "until the generation ends");
+    fixture.applier.start_generation();
+    assert_eq!(fixture.stats.disproved(), KeyKinds::NONE);
+}
+
+#[test]
+fn proved_kind_is_sampled_and_loses_its_credit_on_a_mismatch() {
+    let mut fixture = Fixture::new(settings());
+    let chain = Engine::default().plain(0, 1);
+    fixture.apply(std::slice::from_ref(&chain.event));
+    let wrong = Engine { seed: Some("0"), ..Engine::default() }.plain(0, 1);
+    for _ in 0..999 {
+        fixture.apply(std::slice::from_ref(&wrong.event));
+    }
+    assert_eq!(fixture.matched(&chain, KeyKinds::PLAIN), 1);
+    fixture.apply(std::slice::from_ref(&wrong.event));
+    assert_eq!(fixture.matched(&chain, KeyKinds::PLAIN), 0);
+    assert_eq!(fixture.stats.disproved(), KeyKinds::PLAIN);
+}
+
+#[test]
+fn hidden_extra_keys_make_a_mismatch_inconclusive() {
+    let mut fixture = Fixture::new(settings());
+    let hidden = Engine { tagged: false, ..Engine::default() }.chain(0, 2, None, SALT).with("extra_keys", Value::Null);
+    fixture.apply(std::slice::from_ref(&hidden));
+    assert_eq!((fixture.stats.proved(), fixture.stats.disproved()), (KeyKinds::NONE, KeyKinds::NONE));
+    fixture.apply(&[Engine::default().plain(50, 2).with("extra_keys", Value::Null)]);
+    assert_eq!(fixture.stats.proved(), KeyKinds::PLAIN);
+
+    let mut fixture = Fixture::new(settings());
+    (0..16).for_each(|_| fixture.apply(std::slice::from_ref(&hidden)));
+    assert_eq!(fixture.stats.disproved(), KeyKinds::PLAIN, "nothing ever matched");
+}
+
+#[test]
+fn events_of_no_use_are_skipped_and_counted() {
+    let chain = Engine::default().plain(0, 2);
+    let unusable = [
+        ("medium", json!("CPU")),
+        ("block_size", json!(0)),
+        ("block_size", json!(1 << 20)),
+        ("block_hashes", json!([])),
+        ("kv_cache_spec_kind", json!("sliding_window")),
+    ];
+    for (field, value) in unusable {
+        let mut fixture = Fixture::new(settings());
+        fixture.apply(&[chain.with(field, value)]);
+        assert_eq!((fixture.stats.n_blocks(), fixture.stats.n_skipped.get()), (0, 1), "{field}");
+    }
+}
+
+#[test]
+fn other_groups_and_tiers_do_not_touch_the_full_attention_group() {
+    let mut fixture = Fixture::new(settings());
+    let chain = Engine::default().plain(0, 2);
+    let mut second_group = chain.with("group_idx", json!(2));
+    second_group["token_ids"] = json!([]);
+    fixture.apply(&[chain.event.clone(), second_group]);
+    fixture.apply(&[
+        removed(&chain.digests[1], Some(1), "GPU"),
+        removed(&chain.digests[1], Some(2), "GPU"),
+        removed(&chain.digests[1], Some(0), "CPU"),
+    ]);
+    assert_eq!((fixture.matched(&chain, KeyKinds::PLAIN), fixture.stats.n_skipped.get()), (2, 4));
+    fixture.apply(&[removed(&chain.digests[1], None, "GPU")]);
+    assert_eq!(fixture.matched(&chain, KeyKinds::PLAIN), 1);
+    fixture.apply(&[removed(&chain.digests[0], Some(0), "GPU")]);
+    assert_eq!(fixture.matched(&chain, KeyKinds::PLAIN), 0);
+}
+
+#[test]
+fn blocks_of_a_second_size_are_skipped() {
+    let mut fixture = Fixture::new(settings());
+    let chain = Engine::default().plain(0, 2);
+    fixture.apply(&[chain.event.clone(), chain.with("block_size", json!(8))]);
+    assert_eq!((fixture.stats.n_blocks(), fixture.stats.n_skipped.get()), (2, 1));
+    assert_eq!(fixture.stats.disproved(), KeyKinds::NONE);
+}
+
+#[test]
+fn announcing_a_reused_prefix_again_adds_no_copy() {
+    let mut fixture = Fixture::new(settings());
+    let chain = Engine::default().plain(0, 4);
+    fixture.apply(&[chain.head(2)]);
+    fixture.apply(&[chain.head(2), chain.tail(2)]);
+    chain.digests.iter().for_each(|digest| fixture.apply(&[removed(digest, Some(0), "GPU")]));
+    assert_eq!(fixture.stats.n_blocks(), 0);
+
+    fixture.apply(&[chain.head(2)]);
+    fixture.apply(&[chain.head(2)]);
+    fixture.apply(&[removed(&chain.digests[0], Some(0), "GPU")]);
+    assert_eq!(fixture.stats.n_blocks(), 2, "a second copy that nothing continues is one");
+}
+
+#[test]
+fn index_without_room_leaves_the_source_uncredited_until_there_is_some() {
+    let index = Arc::new(PrefixIndex::new(IndexLimits { slots: 1, ..IndexLimits::default() }));
+    let stats = [(); 2].map(|()| Arc::<SourceStats>::default());
+    let name = SourceName { endpoint: ENDPOINT, address: "127.0.0.1:8000".parse().unwrap(), rank: 0 };
+    let applier = |stats: &Arc<SourceStats>| {
+        let mut applier = Applier::new(name, Arc::new(settings()), index.clone(), stats.clone());
+        applier.start_generation();
+        applier
+    };
+    let payload = rmp_serde::to_vec(&json!([0.5, [Engine::default().plain(0, 2).event], 0])).unwrap();
+    let batch = EventBatch::decode(&payload).unwrap();
+    let (mut first, mut second) = (applier(&stats[0]), applier(&stats[1]));
+    first.apply(&batch);
+    second.apply(&batch);
+    assert_eq!((stats[1].n_refused.get(), stats[1].n_blocks()), (2, 0));
+    first.end_generation();
+    second.apply(&batch);
+    assert_eq!(stats[1].n_blocks(), 2);
+}

@@ -1,0 +1,166 @@
+//! The ZMQ sockets of one source.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::events::continuity::SeqNo;
+
+/// A larger frame ends the connection. vLLM's batches are a few kilobytes, those of a full re-announcement some megabytes.
+const MAX_FRAME_BYTES: i64 = 16 << 20;
+/// Batches that may wait unread on the live stream: minutes of a busy engine. What is dropped beyond is a gap, which a replay fills.
+const LIVE_QUEUE: i32 = 10_000;
+/// Replies that may wait unread: vLLM's replay buffer by default.
+const REPLAY_QUEUE: i32 = 10_000;
+/// A dead peer is noticed after interval + timeout; shorter ones turn mere stalls into lost batches.
+const HEARTBEAT_INTERVAL_MS: i32 = 5_000;
+const HEARTBEAT_TIMEOUT_MS: i32 = 15_000;
+/// libzmq's own retries, used only until the connection stands for the first time.
+const RECONNECT_MS: i32 = 100;
+const MAX_RECONNECT_MS: i32 = 5_000;
+/// Sequence number of the END marker.
+const END: u64 = u64::MAX;
+
+/// A SUB socket and the monitor that tells of its connection.
+///
+/// It lives for one connection: messages of a former connection that wait in a socket cannot be told from those of
+/// the next, so whoever learns of a disconnection drops the link and opens another.
+pub(super) struct Link {
+    subscriber: zmq::Socket,
+    monitor: zmq::Socket,
+}
+
+/// What a monitor tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectionEvent {
+    Connected,
+    Disconnected,
+}
+
+/// A message of the live stream or of a replay, read from its end: the frames before differ between releases.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    Batch { seq: SeqNo, payload: Vec<u8> },
+    ReplayEnd,
+    Malformed,
+}
+
+impl Link {
+    pub(super) fn open(context: &zmq::Context, publisher: &str) -> Result<Self, zmq::Error> {
+        /// Monitors need names that are unique within the process's contexts.
+        static N_LINKS: AtomicU64 = AtomicU64::new(0);
+        let subscriber = socket(context, zmq::SUB, publisher)?;
+        subscriber.set_rcvhwm(LIVE_QUEUE)?;
+        subscriber.set_heartbeat_ivl(HEARTBEAT_INTERVAL_MS)?;
+        subscriber.set_heartbeat_timeout(HEARTBEAT_TIMEOUT_MS)?;
+        subscriber.set_tcp_keepalive(1)?;
+        subscriber.set_reconnect_ivl(RECONNECT_MS)?;
+        subscriber.set_reconnect_ivl_max(MAX_RECONNECT_MS)?;
+        subscriber.set_subscribe(b"")?;
+        let name = format!("inproc://kv-events-{}", N_LINKS.fetch_add(1, Ordering::Relaxed));
+        let events = zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 | zmq::SocketEvent::DISCONNECTED as i32;
+        subscriber.monitor(&name, events)?;
+        let monitor = context.socket(zmq::PAIR)?;
+        monitor.set_linger(0)?;
+        monitor.connect(&name)?;
+        subscriber.connect(publisher)?;
+        Ok(Self { subscriber, monitor })
+    }
+
+    /// The next thing that happened to the connection. A message of a connection is never readable before this told of
+    /// the connection, nor one of the next connection before this told of the disconnection.
+    pub(super) fn connection_event(&self) -> Option<ConnectionEvent> {
+        while let Some(frames) = receive(&self.monitor) {
+            // Frame 1 is the event as a native u16, then a u32; libzmq, zmq_socket_monitor(3).
+            let event = frames.first().and_then(|frame| frame.first_chunk()).map(|event| u16::from_ne_bytes(*event));
+            match event.map(i32::from) {
+                Some(event) if event == zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 => {
+                    return Some(ConnectionEvent::Connected);
+                }
+                Some(event) if event == zmq::SocketEvent::DISCONNECTED as i32 => {
+                    return Some(ConnectionEvent::Disconnected);
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    pub(super) fn message(&self) -> Option<Message> {
+        receive(&self.subscriber).map(Message::of)
+    }
+
+    pub(super) fn sockets(&self) -> [&zmq::Socket; 2] {
+        [&self.subscriber, &self.monitor]
+    }
+}
+
+/// One replay request and its replies. A new request takes a new socket, so that replies to the former cannot mix in.
+pub(super) struct Replay {
+    dealer: zmq::Socket,
+}
+
+impl Replay {
+    pub(super) fn request(context: &zmq::Context, replayer: &str, from: SeqNo) -> Result<Self, zmq::Error> {
+        let dealer = socket(context, zmq::DEALER, replayer)?;
+        dealer.set_rcvhwm(REPLAY_QUEUE)?;
+        dealer.connect(replayer)?;
+        dealer.send_multipart([&b""[..], &from.0.to_be_bytes()], zmq::DONTWAIT)?;
+        Ok(Self { dealer })
+    }
+
+    pub(super) fn message(&self) -> Option<Message> {
+        receive(&self.dealer).map(Message::of)
+    }
+
+    pub(super) fn socket(&self) -> &zmq::Socket {
+        &self.dealer
+    }
+}
+
+impl Message {
+    fn of(mut frames: Vec<Vec<u8>>) -> Self {
+        let (Some(payload), Some(seq)) = (frames.pop(), frames.pop()) else { return Self::Malformed };
+        match <[u8; 8]>::try_from(seq).map(u64::from_be_bytes) {
+            Ok(END) => Self::ReplayEnd,
+            Ok(seq) => Self::Batch { seq: SeqNo(seq), payload },
+            Err(_) => Self::Malformed,
+        }
+    }
+}
+
+fn socket(context: &zmq::Context, kind: zmq::SocketType, endpoint: &str) -> Result<zmq::Socket, zmq::Error> {
+    let socket = context.socket(kind)?;
+    socket.set_linger(0)?;
+    socket.set_maxmsgsize(MAX_FRAME_BYTES)?;
+    socket.set_ipv6(endpoint.contains('['))?;
+    Ok(socket)
+}
+
+/// The next message, if one waits. An interrupted or ended context has none.
+fn receive(socket: &zmq::Socket) -> Option<Vec<Vec<u8>>> {
+    socket.recv_multipart(zmq::DONTWAIT).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_from_the_end() {
+        let seq = 7_u64.to_be_bytes().to_vec();
+        let end = vec![0xff; 8];
+        let batch = || Message::Batch { seq: SeqNo(7), payload: b"p".to_vec() };
+        let cases = [
+            (vec![b"topic".to_vec(), seq.clone(), b"p".to_vec()], batch()),
+            (vec![vec![], seq.clone(), b"p".to_vec()], batch()),
+            (vec![vec![], b"topic".to_vec(), seq.clone(), b"p".to_vec()], batch()),
+            (vec![vec![], end.clone(), vec![]], Message::ReplayEnd),
+            (vec![vec![], vec![], end, vec![]], Message::ReplayEnd),
+            (vec![b"p".to_vec()], Message::Malformed),
+            (vec![vec![], vec![1, 2, 3], b"p".to_vec()], Message::Malformed),
+            (vec![], Message::Malformed),
+        ];
+        for (frames, message) in cases {
+            assert_eq!(Message::of(frames.clone()), message, "{frames:?}");
+        }
+    }
+}

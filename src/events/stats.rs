@@ -1,0 +1,175 @@
+//! What is shown of a source: counters that its thread writes and a scrape reads.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use super::continuity::{Phase, SeqNo};
+use crate::routing::endpoint::EndpointId;
+use crate::routing::index::KeyKinds;
+
+/// State of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// Not connected (yet, or again).
+    Disconnected,
+    /// Connected; a replay is running.
+    CatchingUp,
+    /// Everything since the publisher's start is known.
+    Live,
+    /// The live stream is followed, but what came before it is not known.
+    Incomplete,
+    /// Given up after a panic of its code. Nothing of it is credited.
+    Failed,
+}
+
+impl SourceState {
+    const ALL: [Self; 5] = [Self::Disconnected, Self::CatchingUp, Self::Live, Self::Incomplete, Self::Failed];
+
+    /// The state as a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disconnected => "disconnected",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+            Self::Incomplete => "incomplete",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl From<Phase> for SourceState {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Disconnected => Self::Disconnected,
+            Phase::CatchingUp => Self::CatchingUp,
+            Phase::Live => Self::Live,
+            Phase::Incomplete => Self::Incomplete,
+        }
+    }
+}
+
+/// A source at one moment. Counts are since the source was added.
+#[derive(Clone, Debug)]
+pub struct SourceStatus {
+    /// Model of the endpoint's pool.
+    pub model: Arc<str>,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Address that Envoy dials.
+    pub address: SocketAddr,
+    /// Data-parallel rank.
+    pub rank: u32,
+    /// What it is doing.
+    pub state: SourceState,
+    /// Kinds of hashes that are proved, hence credited.
+    pub proved: KeyKinds,
+    /// Kinds of hashes that are not what the configuration says.
+    pub disproved: KeyKinds,
+    /// Number of the last batch applied.
+    pub last_seq: Option<SeqNo>,
+    /// Blocks that the index holds for it.
+    pub n_blocks: u64,
+    /// Generations started.
+    pub n_generations: u64,
+    /// Batches applied.
+    pub n_batches: u64,
+    /// `BlockStored` events applied.
+    pub n_stored: u64,
+    /// `BlockRemoved` events applied.
+    pub n_removed: u64,
+    /// `AllBlocksCleared` events applied.
+    pub n_cleared: u64,
+    /// Times that the live stream lost batches.
+    pub n_gaps: u64,
+    /// Replays requested.
+    pub n_replays: u64,
+    /// Messages or payloads that could not be decoded.
+    pub n_decode_failures: u64,
+    /// Events that are of no use to the index, or that are not understood.
+    pub n_skipped: u64,
+    /// Blocks refused because the index had no room for them.
+    pub n_refused: u64,
+}
+
+/// The counters behind [`SourceStatus`]. Each is written by the source's thread alone; none guards other memory, so all
+/// accesses are relaxed.
+#[derive(Debug, Default)]
+pub(super) struct SourceStats {
+    state: AtomicU8,
+    proved: AtomicU64,
+    disproved: AtomicU64,
+    /// Number after the last batch applied; 0: none.
+    next_seq: AtomicU64,
+    n_blocks: AtomicU64,
+    pub(super) n_generations: Counter,
+    pub(super) n_batches: Counter,
+    pub(super) n_stored: Counter,
+    pub(super) n_removed: Counter,
+    pub(super) n_cleared: Counter,
+    pub(super) n_gaps: Counter,
+    pub(super) n_replays: Counter,
+    pub(super) n_decode_failures: Counter,
+    pub(super) n_skipped: Counter,
+    pub(super) n_refused: Counter,
+}
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, n: impl Into<u64>) {
+        self.0.fetch_add(n.into(), Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl SourceStats {
+    pub(super) fn set_state(&self, state: SourceState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Shows a source that is given up: nothing of it is credited any more.
+    pub(super) fn fail(&self) {
+        self.set_state(SourceState::Failed);
+        self.set_kinds(KeyKinds::NONE, KeyKinds::NONE);
+        self.set_n_blocks(0);
+    }
+
+    pub(super) fn state(&self) -> SourceState {
+        SourceState::ALL[usize::from(self.state.load(Ordering::Relaxed))]
+    }
+
+    pub(super) fn set_kinds(&self, proved: KeyKinds, disproved: KeyKinds) {
+        self.proved.store(proved.bits(), Ordering::Relaxed);
+        self.disproved.store(disproved.bits(), Ordering::Relaxed);
+    }
+
+    pub(super) fn proved(&self) -> KeyKinds {
+        KeyKinds::from_bits(self.proved.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn disproved(&self) -> KeyKinds {
+        KeyKinds::from_bits(self.disproved.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_last_seq(&self, seq: Option<SeqNo>) {
+        self.next_seq.store(seq.map_or(0, |seq| seq.0.saturating_add(1)), Ordering::Relaxed);
+    }
+
+    pub(super) fn last_seq(&self) -> Option<SeqNo> {
+        self.next_seq.load(Ordering::Relaxed).checked_sub(1).map(SeqNo)
+    }
+
+    pub(super) fn set_n_blocks(&self, n_blocks: usize) {
+        self.n_blocks.store(n_blocks as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn n_blocks(&self) -> u64 {
+        self.n_blocks.load(Ordering::Relaxed)
+    }
+}

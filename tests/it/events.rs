@@ -1,0 +1,322 @@
+//! KV events from sockets to credit.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use warmroute::events::socket::{EventPlane, ModelSettings, Source, SourceState, SourceStatus};
+use warmroute::routing::endpoint::EndpointId;
+use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
+use warmroute::routing::index::{IndexLimits, KeyKinds, Overlaps, PrefixIndex};
+
+use crate::captures::{Capture, captures};
+use crate::fake_publisher::{Behaviour, FakePublisher, ReplyForm, batch, removed, stored};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const MODEL: &str = "tiny";
+const ENDPOINT: EndpointId = EndpointId(3);
+const BLOCK: u32 = 4;
+
+/// The event plane with one source.
+struct Router {
+    index: Arc<PrefixIndex>,
+    plane: EventPlane,
+    hasher: Option<BlockHasher>,
+}
+
+impl Router {
+    fn following(publisher: &FakePublisher, settings: ModelSettings) -> Self {
+        Self::with_source(publisher, settings, Some(publisher.replay.clone()))
+    }
+
+    fn with_source(publisher: &FakePublisher, settings: ModelSettings, replay: Option<String>) -> Self {
+        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        let plane = EventPlane::start(&index);
+        let hasher = BlockHasher::new(settings.algorithm, settings.pythonhashseed.as_deref()).ok();
+        plane.add(Source {
+            endpoint: ENDPOINT,
+            address: "127.0.0.1:8000".parse().unwrap(),
+            events: publisher.events.clone(),
+            replay,
+            rank: 0,
+            model: Arc::new(settings),
+        });
+        Self { index, plane, hasher }
+    }
+
+    /// Blocks of the prompt that are credited.
+    fn matched(&self, tokens: &[u32], scope: &Scope, required: KeyKinds) -> u32 {
+        let Some(hasher) = &self.hasher else { return 0 };
+        let mut overlaps = Overlaps::default();
+        let keyspaces = self.index.keyspaces_of(MODEL);
+        let matched = keyspaces.iter().map(|(keyspace, index)| {
+            index.overlaps(&hasher.scoped_chain(tokens, keyspace.block_size, scope), required, &mut overlaps);
+            overlaps.matched(ENDPOINT)
+        });
+        matched.max().unwrap_or(0)
+    }
+
+    fn plain(&self, tokens: &[u32]) -> u32 {
+        self.matched(tokens, &Scope::default(), KeyKinds::PLAIN)
+    }
+
+    fn status(&self) -> SourceStatus {
+        self.plane.status().remove(0)
+    }
+
+    fn wait_for(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let started = Instant::now();
+        while !condition(self) {
+            assert!(started.elapsed() < DEADLINE, "waiting for {what}: {:?}", self.status());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn wait_for_batches(&self, n_batches: u64) {
+        self.wait_for("batches", |router| router.status().n_batches + router.status().n_decode_failures >= n_batches);
+    }
+}
+
+fn settings(algorithm: HashAlgorithm) -> ModelSettings {
+    ModelSettings { model: MODEL.into(), algorithm, pythonhashseed: None, adapters: Vec::new() }
+}
+
+fn usual() -> ModelSettings {
+    settings(HashAlgorithm::Sha256Cbor)
+}
+
+fn engine() -> BlockHasher {
+    BlockHasher::new(HashAlgorithm::Sha256Cbor, None).unwrap()
+}
+
+fn block_size() -> BlockSize {
+    BlockSize::new(BLOCK).unwrap()
+}
+
+/// Tokens of a prompt of its own for each number.
+fn prompt(number: u32, n_blocks: u32) -> Vec<u32> {
+    (0..n_blocks * BLOCK).map(|position| number * 1000 + position).collect()
+}
+
+fn stored_prompt(number: u32, n_blocks: u32) -> Vec<u8> {
+    batch(&[stored(&engine(), &prompt(number, n_blocks), block_size())])
+}
+
+fn hashes(tokens: &[u32]) -> Vec<BlockHash> {
+    engine().scoped_chain(tokens, block_size(), &Scope::default())
+}
+
+#[test]
+fn late_subscriber_learns_everything_through_replay() {
+    for form in [ReplyForm::WithoutTopic, ReplyForm::WithTopic] {
+        let publisher = FakePublisher::start(Behaviour { form, ..Behaviour::default() });
+        (0..200).for_each(|number| publisher.publish(stored_prompt(number, 3)));
+        let router = Router::following(&publisher, usual());
+        router.wait_for("the last prompt", |router| router.plain(&prompt(199, 3)) == 3);
+        assert!((0..200).all(|number| router.plain(&prompt(number, 5)) == 3));
+        router.wait_for("the live state", |router| router.status().state == SourceState::Live);
+        assert_eq!(router.status().n_batches, 200);
+    }
+}
+
+#[test]
+fn live_batches_are_applied_and_a_gap_is_healed_from_the_first_missing() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the live state", |router| router.status().state == SourceState::Live);
+    publisher.publish(stored_prompt(1, 3));
+    router.wait_for("a live batch", |router| router.plain(&prompt(1, 3)) == 3);
+    let n_replays = router.status().n_replays;
+
+    publisher.lose(batch(&[removed(hashes(&prompt(0, 3))[1].0)]));
+    publisher.lose(stored_prompt(2, 3));
+    publisher.publish(stored_prompt(3, 3));
+    router.wait_for("the batch after the gap", |router| router.plain(&prompt(3, 3)) == 3);
+    assert_eq!([0, 1, 2].map(|number| router.plain(&prompt(number, 3))), [1, 3, 3]);
+    let status = router.status();
+    assert_eq!((status.n_gaps, status.n_generations, status.n_batches), (1, 1, 5));
+    assert_eq!(status.n_replays, n_replays + 1);
+}
+
+#[test]
+fn lossy_replay_converges() {
+    let publisher = FakePublisher::start(Behaviour { reply_loss: 0.05, ..Behaviour::default() });
+    (0..300).for_each(|number| publisher.publish(stored_prompt(number, 2)));
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the last prompt", |router| router.plain(&prompt(299, 2)) == 2);
+    router.wait_for("the end of the replay", |router| router.status().state != SourceState::CatchingUp);
+    let first = (0..300).find(|number| router.plain(&prompt(*number, 2)) == 2).unwrap();
+    assert!((first..300).all(|number| router.plain(&prompt(number, 2)) == 2), "a hole behind {first}");
+    assert!(router.status().n_replays > 2);
+}
+
+#[test]
+fn bounded_buffer_makes_the_source_incomplete_but_useful() {
+    let publisher = FakePublisher::start(Behaviour { buffer: 10, ..Behaviour::default() });
+    (0..30).for_each(|number| publisher.publish(stored_prompt(number, 2)));
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the incomplete state", |router| router.status().state == SourceState::Incomplete);
+    let credited: Vec<u32> = (0..30).filter(|number| router.plain(&prompt(*number, 2)) == 2).collect();
+    assert_eq!(credited, (20..30).collect::<Vec<_>>());
+}
+
+#[test]
+fn restarted_publisher_is_credited_with_its_new_blocks_alone() {
+    for with_replay in [true, false] {
+        let publisher = FakePublisher::start(Behaviour::default());
+        let replay = with_replay.then(|| publisher.replay.clone());
+        let router = Router::with_source(&publisher, usual(), replay);
+        router.wait_for("the connection", |router| router.status().state == SourceState::Live);
+        router.wait_for("a live batch", |router| {
+            publisher.publish(stored_prompt(0, 3));
+            router.plain(&prompt(0, 3)) == 3
+        });
+
+        let publisher = publisher.restart(Behaviour::default());
+        router.wait_for("a batch of the second life", |router| {
+            publisher.publish(stored_prompt(1, 3));
+            router.plain(&prompt(1, 3)) == 3
+        });
+        assert_eq!(router.plain(&prompt(0, 3)), 0);
+        assert!(router.status().n_generations >= 2);
+    }
+}
+
+#[test]
+fn cleared_cache_is_not_credited() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    let cleared = json!({"type": "AllBlocksCleared"});
+    publisher.publish(batch(&[cleared, stored(&engine(), &prompt(1, 2), block_size())]));
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the second prompt", |router| router.plain(&prompt(1, 2)) == 2);
+    assert_eq!(router.plain(&prompt(0, 3)), 0);
+    assert_eq!((router.status().n_cleared, router.status().n_blocks), (1, 2));
+}
+
+#[test]
+fn hashes_of_another_algorithm_get_no_credit_and_are_shown_as_disproved() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    let router = Router::following(&publisher, settings(HashAlgorithm::Sha256));
+    router.wait_for_batches(1);
+    let status = router.status();
+    assert_eq!((status.proved, status.disproved), (KeyKinds::NONE, KeyKinds::PLAIN));
+    let matched = router.index.keyspaces_of(MODEL).iter().any(|(_, index)| {
+        let mut overlaps = Overlaps::default();
+        index.overlaps(&hashes(&prompt(0, 3)), KeyKinds::PLAIN, &mut overlaps);
+        overlaps.matched(ENDPOINT) > 0
+    });
+    assert!(!matched, "not even the engine's own hashes are credited");
+}
+
+#[test]
+fn unknown_root_gets_no_credit() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    let router = Router::following(&publisher, settings(HashAlgorithm::XxhashCbor));
+    router.wait_for_batches(1);
+    assert_eq!((router.status().n_skipped, router.status().n_blocks), (1, 0));
+    assert!(router.index.keyspaces_of(MODEL).is_empty());
+}
+
+#[test]
+fn garbage_costs_only_itself() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    publisher.publish(vec![0xc1, 0xff, 0x00]);
+    publisher.publish(Vec::new());
+    publisher.publish(stored_prompt(1, 3));
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the last prompt", |router| router.plain(&prompt(1, 3)) == 3);
+    assert_eq!(router.plain(&prompt(0, 3)), 3);
+    assert_eq!(router.status().n_decode_failures, 2);
+}
+
+#[test]
+fn removed_endpoint_is_not_credited_and_stop_is_quick() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the prompt", |router| router.plain(&prompt(0, 3)) == 3);
+    router.plane.remove(ENDPOINT);
+    assert!(router.plane.status().is_empty());
+    let started = Instant::now();
+    while router.plain(&prompt(0, 3)) > 0 || router.index.n_blocks() > 0 {
+        assert!(started.elapsed() < DEADLINE);
+        std::thread::yield_now();
+    }
+    let started = Instant::now();
+    router.plane.stop();
+    router.plane.stop();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+/// What a recorded engine said of its own cache is what we say of it before each request.
+#[test]
+fn recorded_engines_reuse_what_they_are_credited_with() {
+    let usable =
+        |capture: &Capture| capture.meta["data_parallel_size"].is_null() && !capture.name().contains("restart");
+    let captures = captures();
+    let n_checked: u32 = captures.iter().filter(|capture| usable(capture)).map(replay_capture).sum();
+    assert!(n_checked > 5, "only {n_checked} recorded prompts had cached blocks");
+}
+
+fn replay_capture(capture: &Capture) -> u32 {
+    let algorithm: HashAlgorithm = capture.meta["algo"].as_str().unwrap().parse().unwrap();
+    let seed = capture.seed().map(str::to_owned);
+    let is_random = BlockHasher::new(algorithm, seed.as_deref()).is_err();
+    let publisher = FakePublisher::start(Behaviour::default());
+    let adapters = vec![("lora-a".into(), "model/lora-a".into()), ("lora-b".into(), "model/lora-a".into())];
+    let router = Router::following(&publisher, ModelSettings { pythonhashseed: seed, adapters, ..settings(algorithm) });
+    router.wait_for("the connection", |router| router.status().state == SourceState::Live);
+    let (mut n_published, mut n_checked) = (0, 0);
+    for record in &capture.scenarios {
+        router.wait_for_batches(n_published);
+        if let Some((tokens, scope, n_cached)) = expectation(record, capture).filter(|_| !is_random) {
+            let reusable = &tokens[..tokens.len() - 1];
+            let kinds = if scope.cache_salt.is_some() { KeyKinds::SALT } else { KeyKinds::PLAIN };
+            let n_credited = router.matched(reusable, &scope, kinds) * 32;
+            assert_eq!(n_credited, n_cached, "{} {}: {:?}", capture.name(), record["name"], router.status());
+            n_checked += u32::from(n_cached > 0);
+        }
+        for frame in record["frames"].as_array().into_iter().flatten() {
+            publisher.publish(hex::decode(frame["payload_hex"].as_str().unwrap()).unwrap());
+            n_published += 1;
+        }
+    }
+    router.wait_for_batches(n_published);
+    let status = router.status();
+    assert_eq!(status.n_decode_failures, 0, "{}", capture.name());
+    if !is_random && capture.scenarios.iter().any(|record| record["name"] == "lora") {
+        let adapters = KeyKinds::adapter(0).unwrap() | KeyKinds::adapter(1).unwrap();
+        // Before 0.31 only plain blocks are hashed as they are now.
+        let is_tagged = capture.version() >= (0, 31);
+        let kinds = if is_tagged {
+            (KeyKinds::PLAIN | KeyKinds::SALT | adapters, KeyKinds::NONE)
+        } else {
+            (KeyKinds::PLAIN, KeyKinds::SALT | adapters)
+        };
+        assert_eq!((status.proved, status.disproved), kinds, "{}", capture.name());
+    }
+    n_checked
+}
+
+/// A request's only prompt and its cached tokens, where the engine looked the whole prompt up.
+fn expectation(record: &Value, capture: &Capture) -> Option<(Vec<u32>, Scope, u32)> {
+    let [tokens] = &record["prompt_token_ids"].as_array()?[..] else { return None };
+    let tokens: Vec<u32> = serde_json::from_value(tokens.clone()).ok()?;
+    let (body, usage) = (&record["request"]["body"], &record["response"]["usage"]);
+    // The clearing is announced with the first batch after it.
+    let is_after_reset = record["name"] == "after_reset";
+    let is_asked =
+        body["model"] == MODEL && body["prompt_logprobs"].is_null() && body["truncate_prompt_tokens"].is_null();
+    let salt = body["cache_salt"].as_str();
+    let hashes_untagged = salt.is_some() && capture.version() < (0, 31);
+    if is_after_reset || !is_asked || hashes_untagged || usage.is_null() || tokens.is_empty() || body["n"] == 2 {
+        return None;
+    }
+    let n_cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
+    Some((tokens, Scope { adapter: None, cache_salt: salt.map(Into::into) }, u32::try_from(n_cached).unwrap()))
+}

@@ -1,0 +1,10 @@
+//! The router's parts over real sockets on port 0, against in-process fakes.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::disallowed_methods, reason = "fakes run beside the test")]
+
+mod captures;
+mod events;
+mod fake_publisher;
+mod hash;
+mod wire;
