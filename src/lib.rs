@@ -12,4 +12,6 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run fakes beside them"))]
 
 pub mod events;
+pub mod request;
 pub mod routing;
+pub mod tokenizer;
