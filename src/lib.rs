@@ -11,7 +11,9 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run fakes beside them"))]
 
+pub mod admin;
 pub mod events;
 pub mod request;
 pub mod routing;
+pub mod telemetry;
 pub mod tokenizer;

@@ -7,4 +7,5 @@ mod captures;
 mod events;
 mod fake_publisher;
 mod hash;
+mod telemetry;
 mod wire;
