@@ -12,7 +12,9 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run fakes beside them"))]
 
 pub mod admin;
+pub mod discovery;
 pub mod events;
+pub mod extproc;
 pub mod request;
 pub mod routing;
 pub mod telemetry;

@@ -6,6 +6,8 @@
 mod captures;
 mod events;
 mod fake_publisher;
+mod fakes;
 mod hash;
+mod router;
 mod telemetry;
 mod wire;

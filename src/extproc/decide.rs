@@ -1,0 +1,337 @@
+//! One decision: parse → pool → tokens → hash → lookup → score → pick.
+//!
+//! Whatever fails on the way becomes a [`Fallback`] inside the decision and a pick by load; nothing here returns an
+//! error. The only waiting is for the tokenizer, and that has a budget.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::message::RequestHead;
+use crate::request::{self, Api, LlmRequest, Prompt};
+use crate::routing::endpoint::{EndpointId, EndpointSet};
+use crate::routing::hash::{BlockHasher, Scope};
+use crate::routing::index::{KeyKinds, Keyspace, KeyspaceIndex, Overlaps, PrefixIndex};
+use crate::routing::load::{InFlight, Millis};
+use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
+use crate::routing::score::candidates;
+use crate::telemetry::metrics::{Metrics, Stage};
+use crate::tokenizer::remote::RemoteTokenizer;
+
+/// One model and the endpoints that serve it.
+#[derive(Debug)]
+pub struct Pool {
+    /// The model's name, as configured.
+    pub model: Arc<str>,
+    /// Adapters of the model with the paths they were loaded from.
+    pub adapters: Vec<(Arc<str>, Arc<str>)>,
+    /// Hashes as the engines do; none when their root cannot be known.
+    pub hasher: Option<BlockHasher>,
+    /// Asks the engines for tokens.
+    pub tokenizer: RemoteTokenizer,
+    /// The newest endpoint set: written by discovery, read by every request.
+    pub endpoints: watch::Receiver<Arc<EndpointSet>>,
+}
+
+/// What the client's model name stands for.
+#[derive(Clone, Debug)]
+struct Target {
+    pool: Arc<Pool>,
+    /// Position in [`Pool::adapters`].
+    adapter_idx: Option<usize>,
+}
+
+/// Finds pools by the names that requests use.
+#[derive(Debug, Default)]
+pub struct Pools {
+    by_name: HashMap<String, Target>,
+    default: Option<Target>,
+}
+
+impl Pools {
+    /// Adds a pool under its model's name, its aliases and its adapters' names.
+    pub fn add(&mut self, pool: &Arc<Pool>, aliases: &[String], is_default: bool) {
+        let target = |adapter_idx| Target { pool: pool.clone(), adapter_idx };
+        for name in aliases.iter().map(String::as_str).chain([&*pool.model]) {
+            self.by_name.insert(name.to_owned(), target(None));
+        }
+        for (adapter_idx, (name, _)) in pool.adapters.iter().enumerate() {
+            self.by_name.insert(name.to_string(), target(Some(adapter_idx)));
+        }
+        if is_default {
+            self.default = Some(target(None));
+        }
+    }
+
+    fn find(&self, model: Option<&str>) -> Result<&Target, Leave> {
+        match model {
+            Some(name) => self.by_name.get(name).ok_or(Leave::UnknownModel),
+            None => self.default.as_ref().ok_or(Leave::NoModel),
+        }
+    }
+}
+
+/// The answer to "where does this request go?".
+#[derive(Debug)]
+pub enum Verdict {
+    /// To an endpoint of ours.
+    Route(Box<Routed>),
+    /// Wherever Envoy's own policy sends it.
+    Leave(Leave),
+    /// Nowhere: there is no endpoint.
+    Refuse(Refusal),
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub struct Routed {
+    /// The decision.
+    pub decision: Decision,
+    /// Counts the request for its endpoint, from the moment of the pick.
+    pub in_flight: InFlight,
+    /// The pool it was picked from.
+    pub pool: Arc<Pool>,
+}
+
+/// Why a request is left to Envoy's own policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// The request names no model and there is no default pool.
+    NoModel,
+    /// The request names a model that is not configured.
+    UnknownModel,
+    /// Discovery has not listed the pool yet.
+    NotSynced,
+}
+
+impl Leave {
+    /// Name in metrics, spans and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoModel => "no_model",
+            Self::UnknownModel => "unknown_model",
+            Self::NotSynced => "not_synced",
+        }
+    }
+}
+
+/// Why a request cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The pool is known and empty.
+    NoEndpoint,
+    /// The gateway allows only endpoints that the pool does not have.
+    EmptySubset,
+}
+
+impl Refusal {
+    /// Name in metrics, spans, logs and the answer's `code`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::EmptySubset => "empty_subset",
+        }
+    }
+
+    /// Sentence for the client.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no endpoint serves this model at the moment",
+            Self::EmptySubset => "none of the endpoints that the gateway allows serves this model",
+        }
+    }
+}
+
+/// Decides; shared by all streams.
+#[derive(Debug)]
+pub struct Router {
+    pools: Pools,
+    index: Arc<PrefixIndex>,
+    metrics: Arc<Metrics>,
+    started: Instant,
+}
+
+/// A prompt's tokens and what the index knows of them.
+struct Lookup {
+    prompt_tokens: u32,
+    matches: Vec<(EndpointId, u32)>,
+}
+
+impl Router {
+    /// A router over `pools`.
+    pub fn new(pools: Pools, index: Arc<PrefixIndex>, metrics: Arc<Metrics>) -> Self {
+        Self { pools, index, metrics, started: Instant::now() }
+    }
+
+    /// Time since the router started.
+    pub fn now(&self) -> Millis {
+        Millis(
+            u64::try_from(self.started.elapsed().as_millis()).expect("a process runs for less than 584 million years"),
+        )
+    }
+
+    /// The instruments.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Decides where a request goes and counts it.
+    pub async fn decide(&self, head: &RequestHead, body: &[u8]) -> Verdict {
+        let started = Instant::now();
+        let verdict = self.verdict(head, body).await;
+        self.metrics.observe_decision(started.elapsed());
+        self.count(&verdict);
+        verdict
+    }
+
+    async fn verdict(&self, head: &RequestHead, body: &[u8]) -> Verdict {
+        let request = self.timed(Stage::Parse, || request::read(Api::of_path(&head.path), body));
+        let model = request.as_ref().ok().and_then(|request| request.model.as_deref());
+        let target = match self.pools.find(model) {
+            Ok(target) => target,
+            Err(leave) => return Verdict::Leave(leave),
+        };
+        let endpoints = target.pool.endpoints.borrow().clone();
+        if !endpoints.synced {
+            return Verdict::Leave(Leave::NotSynced);
+        }
+        let lookup = match request {
+            Ok(request) => self.look_up(target, &endpoints, request).await,
+            Err(_) => Err(Fallback::UnreadableBody),
+        };
+        self.route(target, &endpoints, head.subset.as_deref(), &lookup)
+    }
+
+    /// What the pool's endpoints hold of the prompt.
+    async fn look_up(&self, target: &Target, endpoints: &EndpointSet, request: LlmRequest) -> Result<Lookup, Fallback> {
+        if let Prompt::Opaque(opaque) = request.prompt {
+            return Err(Fallback::Opaque(opaque.as_str()));
+        }
+        let hasher = target.pool.hasher.as_ref().ok_or(Fallback::NoIndex)?;
+        let keyspaces = self.index.keyspaces_of(&target.pool.model);
+        if keyspaces.is_empty() {
+            return Err(Fallback::NoIndex);
+        }
+        let mut tokens = match request.prompt {
+            Prompt::Text(body) => self.tokenize(target, endpoints, body).await?,
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Opaque(_) => unreachable!("opaque prompts have returned above"),
+        };
+        if let Some(truncation) = request.truncation {
+            truncation.apply(&mut tokens);
+        }
+        let scope = scope(target, request.cache_salt);
+        let matches = self.matches(hasher, &keyspaces, &tokens, &scope, required_kinds(target, &scope));
+        Ok(Lookup { prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX), matches })
+    }
+
+    /// Asks the least loaded endpoint that is not avoided.
+    async fn tokenize(&self, target: &Target, endpoints: &EndpointSet, body: Vec<u8>) -> Result<Vec<u32>, Fallback> {
+        let started = Instant::now();
+        let candidates = candidates(endpoints, &[], |_| true, self.now());
+        let asked = pick(&candidates, &mut fastrand::Rng::new()).map(|pick| pick.endpoint.address);
+        let tokens = match asked {
+            Some(address) => target.pool.tokenizer.tokenize(address, body).await,
+            None => Err(crate::tokenizer::Error::NoEndpoint),
+        };
+        self.metrics.observe_stage(Stage::Tokenize, started.elapsed());
+        tokens.map_err(|error| {
+            debug!(model = %target.pool.model, endpoint = ?asked, %error, "no tokens, picking by load");
+            Fallback::Tokenizer(error.as_str())
+        })
+    }
+
+    fn matches(
+        &self,
+        hasher: &BlockHasher,
+        keyspaces: &[(Keyspace, Arc<KeyspaceIndex>)],
+        tokens: &[u32],
+        scope: &Scope,
+        required: KeyKinds,
+    ) -> Vec<(EndpointId, u32)> {
+        let mut overlaps = Overlaps::default();
+        let mut matches = Vec::new();
+        for (keyspace, index) in keyspaces {
+            let block_size = keyspace.block_size;
+            // The engine computes at least the last token of a prompt, so it never reuses the block that holds it.
+            let reusable = &tokens[..tokens.len().saturating_sub(1)];
+            let hashes = self.timed(Stage::Hash, || hasher.scoped_chain(reusable, block_size, scope));
+            self.timed(Stage::Lookup, || index.overlaps(&hashes, required, &mut overlaps));
+            matches.extend(overlaps.by_endpoint().map(|(endpoint, n_blocks)| (endpoint, n_blocks * block_size.get())));
+        }
+        matches
+    }
+
+    fn route(
+        &self,
+        target: &Target,
+        endpoints: &EndpointSet,
+        subset: Option<&[SocketAddr]>,
+        lookup: &Result<Lookup, Fallback>,
+    ) -> Verdict {
+        let started = Instant::now();
+        let matches = lookup.as_ref().map_or(&[][..], |lookup| &lookup.matches);
+        let is_allowed = |address: &SocketAddr| subset.is_none_or(|subset| subset.contains(address));
+        let now = self.now();
+        let Some(pick) = pick(&candidates(endpoints, matches, is_allowed, now), &mut fastrand::Rng::new()) else {
+            let is_empty = endpoints.endpoints.is_empty();
+            return Verdict::Refuse(if is_empty { Refusal::NoEndpoint } else { Refusal::EmptySubset });
+        };
+        let in_flight = InFlight::new(pick.endpoint.clone(), now);
+        self.metrics.observe_stage(Stage::Pick, started.elapsed());
+        let decision = decision(&target.pool.model, pick, lookup);
+        Verdict::Route(Box::new(Routed { decision, in_flight, pool: target.pool.clone() }))
+    }
+
+    fn timed<T>(&self, stage: Stage, step: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let value = step();
+        self.metrics.observe_stage(stage, started.elapsed());
+        value
+    }
+
+    fn count(&self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Route(routed) => {
+                let Decision { model, pick, outcome, prompt_tokens } = &routed.decision;
+                self.metrics.count_decision(model, outcome);
+                self.metrics.count_tokens(model, u64::from(*prompt_tokens), u64::from(pick.matched_tokens));
+                if let Outcome::Fallback(fallback) = outcome {
+                    self.metrics.count_fallback(fallback.as_str());
+                }
+            }
+            Verdict::Leave(leave) => self.metrics.count_left_to_envoy(leave.as_str()),
+            Verdict::Refuse(refusal) => self.metrics.count_immediate_response(refusal.as_str()),
+        }
+    }
+}
+
+fn scope(target: &Target, cache_salt: Option<String>) -> Scope {
+    Scope {
+        adapter: target.adapter_idx.map(|adapter_idx| target.pool.adapters[adapter_idx].clone()),
+        // vLLM takes an empty salt for none.
+        cache_salt: cache_salt.filter(|salt| !salt.is_empty()).map(Arc::from),
+    }
+}
+
+/// The kinds of extra keys that must be proved before a match may be believed.
+fn required_kinds(target: &Target, scope: &Scope) -> KeyKinds {
+    let adapter = match target.adapter_idx {
+        Some(adapter_idx) => KeyKinds::adapter(adapter_idx).expect("the configuration bounds the adapters of a model"),
+        None => KeyKinds::PLAIN,
+    };
+    if scope.cache_salt.is_some() { adapter | KeyKinds::SALT } else { adapter }
+}
+
+fn decision(model: &Arc<str>, pick: Pick, lookup: &Result<Lookup, Fallback>) -> Decision {
+    let (outcome, prompt_tokens) = match lookup {
+        Err(fallback) => (Outcome::Fallback(*fallback), 0),
+        Ok(lookup) if pick.matched_tokens > 0 => (Outcome::PrefixMatch, lookup.prompt_tokens),
+        Ok(lookup) => (Outcome::NoMatch, lookup.prompt_tokens),
+    };
+    Decision { model: model.clone(), pick, outcome, prompt_tokens }
+}

@@ -1,0 +1,134 @@
+//! What Envoy's messages say, as plain values.
+
+use std::net::SocketAddr;
+
+use envoy_types::pb::envoy::config::core::v3::{HeaderMap, Metadata};
+use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use envoy_types::pb::envoy::service::ext_proc::v3::{HttpHeaders, ProcessingRequest};
+use envoy_types::pb::google::protobuf::{Value, value::Kind};
+
+/// Metadata namespace in which a gateway names the endpoints to choose from (endpoint-picker protocol 1.0).
+const SUBSET_NAMESPACE: &str = "envoy.lb.subset_hint";
+/// Key of that list.
+const SUBSET_KEY: &str = "x-gateway-destination-endpoint-subset";
+
+/// How Envoy sends the request body. A stream that does not say so is taken as [`BodyMode::Buffered`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Not at all: only the headers can decide.
+    None,
+    /// In pieces, after the endpoint was picked: too late to decide.
+    Streamed,
+    /// In one message, whole.
+    Buffered,
+    /// In one message, cut at Envoy's limit.
+    BufferedPartial,
+    /// In pieces that we would have to send back.
+    FullDuplexStreamed,
+}
+
+impl BodyMode {
+    /// As the first message of a stream tells it.
+    pub fn of(message: &ProcessingRequest) -> Self {
+        let Some(config) = &message.protocol_config else { return Self::Buffered };
+        match config.request_body_mode() {
+            BodySendMode::None => Self::None,
+            BodySendMode::Streamed => Self::Streamed,
+            BodySendMode::Buffered => Self::Buffered,
+            BodySendMode::BufferedPartial => Self::BufferedPartial,
+            BodySendMode::FullDuplexStreamed | BodySendMode::Grpc => Self::FullDuplexStreamed,
+        }
+    }
+
+    /// Envoy's name for it, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Streamed => "streamed",
+            Self::Buffered => "buffered",
+            Self::BufferedPartial => "buffered_partial",
+            Self::FullDuplexStreamed => "full_duplex_streamed",
+        }
+    }
+
+    /// Whether Envoy is set up so that a request's prompt can decide.
+    pub fn is_supported(self) -> bool {
+        matches!(self, Self::Buffered)
+    }
+}
+
+/// What the request headers step tells.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestHead {
+    /// `:path` with query; empty when the headers were not sent.
+    pub path: String,
+    /// The endpoints that the gateway allows; none when it does not restrict them.
+    pub subset: Option<Vec<SocketAddr>>,
+}
+
+impl RequestHead {
+    /// Reads the request headers message.
+    pub fn of(headers: &HttpHeaders, metadata: Option<&Metadata>) -> Self {
+        let path = headers.headers.as_ref().and_then(|map| header(map, ":path")).unwrap_or_default();
+        Self { path, subset: metadata.and_then(subset) }
+    }
+}
+
+fn subset(metadata: &Metadata) -> Option<Vec<SocketAddr>> {
+    let value = metadata.filter_metadata.get(SUBSET_NAMESPACE)?.fields.get(SUBSET_KEY)?;
+    let mut addresses = Vec::new();
+    collect_addresses(value, &mut addresses);
+    Some(addresses)
+}
+
+/// The list is a string with commas or a list of such strings; what is no address cannot be picked.
+fn collect_addresses(value: &Value, addresses: &mut Vec<SocketAddr>) {
+    match &value.kind {
+        Some(Kind::StringValue(text)) => {
+            addresses.extend(text.split(',').filter_map(|part| part.trim().parse::<SocketAddr>().ok()));
+        }
+        Some(Kind::ListValue(list)) => {
+            let strings = list.values.iter().filter(|item| matches!(item.kind, Some(Kind::StringValue(_))));
+            strings.for_each(|item| collect_addresses(item, addresses));
+        }
+        _ => {}
+    }
+}
+
+/// What the response headers step tells about who served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// `:status`; 0 when it is unreadable.
+    pub status: u16,
+    /// `upstream.address`: the host that answered; none when Envoy answered itself.
+    pub address: Option<SocketAddr>,
+    /// `upstream.request_attempt_count`, 1 without a retry; none when Envoy is not configured to send it.
+    pub n_attempts: Option<u32>,
+}
+
+impl Served {
+    /// Reads the response headers message.
+    pub fn of(message: &ProcessingRequest, headers: &HttpHeaders) -> Self {
+        let status = headers.headers.as_ref().and_then(|map| header(map, ":status"));
+        let attribute =
+            |name| message.attributes.values().find_map(|attributes| attributes.fields.get(name)?.kind.as_ref());
+        Self {
+            status: status.and_then(|status| status.parse().ok()).unwrap_or(0),
+            address: match attribute("upstream.address") {
+                Some(Kind::StringValue(address)) => address.parse().ok(),
+                _ => None,
+            },
+            n_attempts: match attribute("upstream.request_attempt_count") {
+                Some(Kind::NumberValue(n)) => Some(*n as u32),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// Value of a header. Envoy fills `raw_value` (1.28 and later) or, before, `value`.
+fn header(map: &HeaderMap, name: &str) -> Option<String> {
+    let header = map.headers.iter().find(|header| header.key.eq_ignore_ascii_case(name))?;
+    let raw = if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
+    Some(String::from_utf8_lossy(raw).into_owned())
+}

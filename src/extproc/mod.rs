@@ -1,0 +1,326 @@
+//! Envoy's external processor: one gRPC stream per HTTP request.
+//!
+//! [`stream`] says what each message asks for, [`decide`] decides, [`reply`] builds answers, [`mod@settle`] learns from the
+//! response; this adapter only carries values between them and the socket. The in-flight count lives in the stream's
+//! `Session`: however the stream ends, the count ends with it.
+//!
+//! A panic costs its own stream, which ends with `internal`: never with OK, which would let the request pass unrouted.
+
+pub mod decide;
+pub mod message;
+pub mod reply;
+pub mod settle;
+pub mod stream;
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::{
+    ExternalProcessor, ExternalProcessorServer,
+};
+use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use futures_util::future::FutureExt;
+use futures_util::stream::{self as futures_stream, BoxStream, Stream, StreamExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span, debug, error, warn};
+
+use self::decide::{Routed, Router, Verdict};
+use self::message::{BodyMode, RequestHead, Served};
+use self::reply::Replies;
+use self::settle::{Settled, settle};
+use self::stream::{Step, StreamState};
+use crate::request::Api;
+use crate::routing::pick::{Decision, Outcome};
+use crate::telemetry::metrics::{Metrics, NotServedCause, StreamInFlight};
+use crate::telemetry::trace::{attribute, request_span};
+
+/// A message is a body and little else: room for the protocol around it.
+const MESSAGE_OVERHEAD: usize = 1 << 20;
+/// Streams per connection. Envoy opens one per request in flight and holds it until the answer has ended, so that
+/// hyper's default of 200 would queue requests.
+const MAX_STREAMS: u32 = 1 << 20;
+/// Streams that a connection may reset before we have accepted them. Envoy resets one for each client that leaves, so
+/// that a crowd of them must not look like an attack and cost the connection (hyper's default is 20).
+const MAX_PENDING_RESETS: usize = 1 << 16;
+/// Flow-control window of a stream and of a connection, so that a large body needs few round trips.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
+
+/// A peer that does not answer a ping is gone, with all its streams: a lost node closes nothing, and after our last reply
+/// we have nothing to write that would tell.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed accept, which mostly means that file descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Once all streams have ended, connections get this long to take their last bytes; one that says nothing is not waited for.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Settings of the server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Selection header, lower case.
+    pub selection_header: String,
+    /// Largest request body in bytes.
+    pub body_bytes: usize,
+}
+
+/// The server failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the ext_proc server failed")]
+pub struct Error(#[from] tonic::transport::Error);
+
+/// Serves ext_proc on `listener` until `shutdown`, then until the open streams have ended.
+///
+/// # Errors
+/// The listener failed.
+pub async fn run(
+    listener: TcpListener,
+    config: Config,
+    router: Arc<Router>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let streams = TaskTracker::new();
+    let processor = Processor {
+        router,
+        replies: Replies::new(&config.selection_header),
+        shutdown: shutdown.clone(),
+        streams: streams.clone(),
+    };
+    let service =
+        ExternalProcessorServer::new(processor).max_decoding_message_size(config.body_bytes + MESSAGE_OVERHEAD);
+    let mut server = pin!(
+        tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming(listener), shutdown.clone().cancelled_owned())
+    );
+    tokio::select! {
+        result = &mut server => return Ok(result?),
+        () = drained(&shutdown, &streams) => {}
+    }
+    Ok(tokio::time::timeout(LINGER, server).await.unwrap_or(Ok(()))?)
+}
+
+fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    TcpIncoming::from(listener).with_nodelay(Some(true)).then(|accepted| async {
+        if let Err(error) = &accepted {
+            warn!(%error, "an ext_proc connection cannot be accepted");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    })
+}
+
+/// Comes true when the process is stopping and the last stream has ended.
+async fn drained(shutdown: &CancellationToken, streams: &TaskTracker) {
+    shutdown.cancelled().await;
+    streams.close();
+    streams.wait().await;
+}
+
+struct Processor {
+    router: Arc<Router>,
+    replies: Replies,
+    shutdown: CancellationToken,
+    /// Tracks the open streams.
+    streams: TaskTracker,
+}
+
+#[tonic::async_trait]
+impl ExternalProcessor for Processor {
+    type ProcessStream = BoxStream<'static, Result<ProcessingResponse, Status>>;
+
+    async fn process(
+        &self,
+        request: Request<Streaming<ProcessingRequest>>,
+    ) -> Result<Response<Self::ProcessStream>, Status> {
+        let span = request_span(request.metadata());
+        let session = Session {
+            inbound: request.into_inner(),
+            state: StreamState::new(self.replies.clone()),
+            router: self.router.clone(),
+            shutdown: self.shutdown.clone(),
+            routed: None,
+            _counted: self.router.metrics().open_stream(),
+            _tracked: self.streams.token(),
+            span,
+        };
+        Ok(Response::new(futures_stream::unfold(Some(session), next_reply).boxed()))
+    }
+}
+
+/// One stream and everything that ends with it.
+struct Session {
+    inbound: Streaming<ProcessingRequest>,
+    state: StreamState,
+    router: Arc<Router>,
+    shutdown: CancellationToken,
+    routed: Option<Box<Routed>>,
+    _counted: StreamInFlight,
+    _tracked: TaskTrackerToken,
+    span: Span,
+}
+
+/// The next answer of a stream and what is left of it; after an error nothing is.
+async fn next_reply(session: Option<Session>) -> Option<(Result<ProcessingResponse, Status>, Option<Session>)> {
+    let mut session = session?;
+    let (span, router) = (session.span.clone(), session.router.clone());
+    match contained(session.reply().instrument(span), router.metrics()).await {
+        Ok(reply) => reply.map(|reply| (Ok(reply), Some(session))),
+        Err(status) => Some((Err(status), None)),
+    }
+}
+
+/// Turns a panic into `internal`. What the work borrowed is dropped with its stream and seen by nobody again.
+async fn contained<T>(work: impl Future<Output = Result<T, Status>>, metrics: &Metrics) -> Result<T, Status> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+        error!("a stream panicked");
+        metrics.count_stream_panic();
+        Err(Status::internal("warmroute: a stream panicked"))
+    })
+}
+
+impl Session {
+    /// Takes messages until one wants an answer; none when the stream has ended.
+    async fn reply(&mut self) -> Result<Option<ProcessingResponse>, Status> {
+        while let Some(message) = self.next_message().await? {
+            let is_first = self.state.mode().is_none();
+            let is_observing = message.observability_mode;
+            let step = self.state.on_message(message);
+            if is_first {
+                self.check_mode(is_observing);
+            }
+            match step {
+                Step::Wait => {}
+                Step::Reply(reply) => return Ok(Some(*reply)),
+                Step::Decide { head, body } => return Ok(Some(self.decide(&head, &body).await)),
+                Step::Served(served, reply) => {
+                    self.served(&served);
+                    return Ok(Some(*reply));
+                }
+                Step::Unsupported(mode) => {
+                    let mode = mode.as_str();
+                    return Err(Status::failed_precondition(format!("request_body_mode {mode}, expected buffered")));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next message; none when Envoy ended the stream, or when we are stopping and the request is on its way.
+    async fn next_message(&mut self) -> Result<Option<ProcessingRequest>, Status> {
+        if !self.state.may_end() {
+            return self.inbound.message().await;
+        }
+        tokio::select! {
+            biased;
+            message = self.inbound.message() => message,
+            () = self.shutdown.cancelled() => Ok(None),
+        }
+    }
+
+    fn check_mode(&self, is_observing: bool) {
+        let mode = self.state.mode().unwrap_or(BodyMode::Buffered);
+        if is_observing {
+            self.router.metrics().count_misconfigured_stream("observability");
+        } else if !mode.is_supported() {
+            self.router.metrics().count_misconfigured_stream(mode.as_str());
+        }
+    }
+
+    async fn decide(&mut self, head: &RequestHead, body: &[u8]) -> ProcessingResponse {
+        self.span.record(attribute::OPERATION_NAME, Api::of_path(&head.path).operation());
+        let verdict = self.router.decide(head, body).await;
+        let reply = self.state.decided(&verdict);
+        match verdict {
+            Verdict::Route(routed) => {
+                self.note_decision(&routed.decision);
+                self.routed = Some(routed);
+            }
+            Verdict::Leave(leave) => self.note_undecided("left_to_envoy", leave.as_str()),
+            Verdict::Refuse(refusal) => self.note_undecided("refused", refusal.as_str()),
+        }
+        reply
+    }
+
+    fn note_undecided(&self, outcome: &'static str, reason: &'static str) {
+        self.span.record(attribute::DECISION_OUTCOME, outcome);
+        self.span.record(attribute::DECISION_FALLBACK, reason);
+        debug!(outcome, reason, "no endpoint picked");
+    }
+
+    fn note_decision(&self, decision: &Decision) {
+        let Decision { model, pick, outcome, prompt_tokens } = decision;
+        let fallback = if let Outcome::Fallback(fallback) = outcome { fallback.as_str() } else { "" };
+        self.span.record(attribute::REQUEST_MODEL, &**model);
+        self.span.record(attribute::SERVER_ADDRESS, tracing::field::display(pick.endpoint.address.ip()));
+        self.span.record(attribute::SERVER_PORT, i64::from(pick.endpoint.address.port()));
+        self.span.record(attribute::DECISION_OUTCOME, outcome.as_str());
+        if !fallback.is_empty() {
+            self.span.record(attribute::DECISION_FALLBACK, fallback);
+        }
+        self.span.record(attribute::MATCHED_TOKENS, i64::from(pick.matched_tokens));
+        self.span.record(attribute::PROMPT_TOKENS, i64::from(*prompt_tokens));
+        debug!(
+            %model, endpoint = %pick.endpoint.address, outcome = outcome.as_str(), fallback,
+            matched_tokens = pick.matched_tokens, prompt_tokens, "endpoint picked"
+        );
+    }
+
+    fn served(&mut self, served: &Served) {
+        self.span.record(attribute::RESPONSE_STATUS_CODE, i64::from(served.status));
+        if let Some(address) = served.address {
+            self.span.record(attribute::ENDPOINT_SERVED, tracing::field::display(address));
+        }
+        let Some(routed) = &mut self.routed else { return };
+        let (settled, is_newly_avoided) = settle(routed, served, self.router.now());
+        self.count_settled(settled, is_newly_avoided, served);
+    }
+
+    fn count_settled(&self, settled: Settled, is_newly_avoided: bool, served: &Served) {
+        let Some(Routed { decision, .. }) = self.routed.as_deref() else { return };
+        if settled == Settled::AsPicked {
+            return;
+        }
+        let metrics = self.router.metrics();
+        if is_newly_avoided {
+            metrics.count_endpoint_avoided(&decision.model);
+        }
+        match settled {
+            Settled::Retried => metrics.count_pick_not_served(&decision.model, NotServedCause::Retried),
+            Settled::Elsewhere => metrics.count_pick_not_served(&decision.model, NotServedCause::OtherEndpoint),
+            Settled::AsPicked | Settled::CannotServe | Settled::NotServed => {}
+        }
+        debug!(
+            model = %decision.model, endpoint = %decision.pick.endpoint.address, ?settled, status = served.status,
+            served_by = ?served.address, attempts = served.n_attempts, "the pick did not serve"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_stream_with_internal_and_is_counted() {
+        let metrics = Metrics::new();
+        let result = contained::<()>(async { panic!("on purpose") }, &metrics).await;
+        assert_eq!(result.map_err(|status| status.code()), Err(tonic::Code::Internal));
+        assert!(metrics.encode().contains("warmroute_stream_panics_total 1\n"));
+        assert_eq!(contained(async { Ok(1) }, &metrics).await.expect("no panic"), 1);
+    }
+}

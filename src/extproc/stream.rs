@@ -1,0 +1,357 @@
+//! The state of one ext_proc stream, which is one HTTP request: a pure machine that maps messages to steps.
+//!
+//! Envoy sends request headers, then the body (unless the headers end the stream), then response headers. The machine
+//! takes messages in any order, because filters before us may answer locally and modes may be overridden: what it does
+//! not expect it lets pass. It asks for a decision at most once.
+
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
+use envoy_types::pb::envoy::service::ext_proc::v3::{HttpHeaders, ProcessingRequest, ProcessingResponse};
+
+use super::decide::Verdict;
+use super::message::{BodyMode, RequestHead, Served};
+use super::reply::{self, Replies, RequestStep};
+
+/// What the adapter has to do next.
+#[derive(Debug)]
+pub enum Step {
+    /// Send this and wait for the next message.
+    Reply(Box<ProcessingResponse>),
+    /// Decide on this request, then send what [`StreamState::decided`] returns.
+    Decide {
+        /// From the headers step.
+        head: RequestHead,
+        /// The whole body; empty when there is none.
+        body: Vec<u8>,
+    },
+    /// Take note of who served, then send this.
+    Served(Served, Box<ProcessingResponse>),
+    /// Wait for the next message: this one wants no answer.
+    Wait,
+    /// End the stream with an error: Envoy sends bodies in a way that we cannot answer.
+    Unsupported(BodyMode),
+}
+
+/// Where a stream stands.
+#[derive(Debug)]
+pub struct StreamState {
+    replies: Replies,
+    phase: Phase,
+    /// As the first message told it.
+    mode: Option<BodyMode>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nothing of the request has come.
+    Start,
+    /// The headers have come, the body is still to come.
+    AwaitingBody(RequestHead),
+    /// A decision was asked for at this step and is not there yet.
+    Deciding(RequestStep),
+    /// The request is on its way, or was answered.
+    Past,
+}
+
+impl StreamState {
+    /// A stream on which nothing has happened.
+    pub fn new(replies: Replies) -> Self {
+        Self { replies, phase: Phase::Start, mode: None }
+    }
+
+    /// How Envoy sends bodies on this stream; none before the first message.
+    pub fn mode(&self) -> Option<BodyMode> {
+        self.mode
+    }
+
+    /// Whether the stream may end with OK: before, Envoy would take that as "pass the request on unrouted", even where
+    /// it is told to fail closed.
+    pub fn may_end(&self) -> bool {
+        matches!(self.phase, Phase::Past)
+    }
+
+    /// Moves the machine by one message.
+    pub fn on_message(&mut self, mut message: ProcessingRequest) -> Step {
+        let mode = *self.mode.get_or_insert_with(|| BodyMode::of(&message));
+        if message.observability_mode {
+            return Step::Wait;
+        }
+        match message.request.take() {
+            Some(Request::RequestHeaders(headers)) => self.on_request_headers(mode, &message, &headers),
+            Some(Request::RequestBody(body)) => self.on_request_body(body.body),
+            Some(Request::RequestTrailers(_)) => send(reply::request_trailers()),
+            Some(Request::ResponseHeaders(headers)) => {
+                self.phase = Phase::Past;
+                Step::Served(Served::of(&message, &headers), Box::new(reply::response_headers()))
+            }
+            Some(Request::ResponseBody(_)) => send(reply::response_body()),
+            Some(Request::ResponseTrailers(_)) => send(reply::response_trailers()),
+            None => Step::Wait,
+        }
+    }
+
+    /// The decision that was asked for.
+    pub fn decided(&mut self, verdict: &Verdict) -> ProcessingResponse {
+        let step = match self.phase {
+            Phase::Deciding(step) => step,
+            _ => RequestStep::Body,
+        };
+        self.phase = Phase::Past;
+        self.replies.verdict(step, verdict)
+    }
+
+    fn on_request_headers(&mut self, mode: BodyMode, message: &ProcessingRequest, headers: &HttpHeaders) -> Step {
+        if !matches!(self.phase, Phase::Start) {
+            return send(reply::untouched(RequestStep::Headers));
+        }
+        let head = RequestHead::of(headers, message.metadata_context.as_ref());
+        match mode {
+            _ if headers.end_of_stream => self.decide(RequestStep::Headers, head, Vec::new()),
+            // The endpoint is chosen when the headers are answered, so that is when we must choose.
+            BodyMode::None | BodyMode::Streamed => self.decide(RequestStep::Headers, head, Vec::new()),
+            BodyMode::Buffered | BodyMode::BufferedPartial => {
+                self.phase = Phase::AwaitingBody(head);
+                send(self.replies.pass(RequestStep::Headers))
+            }
+            BodyMode::FullDuplexStreamed => Step::Unsupported(mode),
+        }
+    }
+
+    fn on_request_body(&mut self, body: Vec<u8>) -> Step {
+        match std::mem::replace(&mut self.phase, Phase::Past) {
+            Phase::AwaitingBody(head) => self.decide(RequestStep::Body, head, body),
+            // The headers were not sent to us: the body alone still names its model.
+            Phase::Start => self.decide(RequestStep::Body, RequestHead::default(), body),
+            other => {
+                // The decision stands: taking the routing headers away again would undo it.
+                self.phase = other;
+                send(reply::untouched(RequestStep::Body))
+            }
+        }
+    }
+
+    fn decide(&mut self, step: RequestStep, head: RequestHead, body: Vec<u8>) -> Step {
+        self.phase = Phase::Deciding(step);
+        Step::Decide { head, body }
+    }
+}
+
+fn send(response: ProcessingResponse) -> Step {
+    Step::Reply(Box::new(response))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, Metadata};
+    use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+    use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
+    use envoy_types::pb::envoy::service::ext_proc::v3::{
+        HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse, ProtocolConfiguration,
+    };
+    use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
+
+    use super::super::decide::{Leave, Refusal};
+    use super::*;
+
+    fn state() -> StreamState {
+        StreamState::new(Replies::new("x-gateway-destination-endpoint"))
+    }
+
+    fn headers(pairs: &[(&str, &str)], end_of_stream: bool) -> HttpHeaders {
+        let header = |(key, value): &(&str, &str)| HeaderValue {
+            key: (*key).to_owned(),
+            raw_value: value.as_bytes().to_vec(),
+            ..Default::default()
+        };
+        let headers = Some(HeaderMap { headers: pairs.iter().map(header).collect() });
+        HttpHeaders { headers, end_of_stream, ..Default::default() }
+    }
+
+    fn message(request: Request) -> ProcessingRequest {
+        ProcessingRequest { request: Some(request), ..Default::default() }
+    }
+
+    fn request_headers(end_of_stream: bool) -> ProcessingRequest {
+        message(Request::RequestHeaders(headers(&[(":path", "/v1/completions")], end_of_stream)))
+    }
+
+    fn with_mode(mode: BodySendMode) -> ProcessingRequest {
+        let protocol_config = ProtocolConfiguration { request_body_mode: mode.into(), ..Default::default() };
+        ProcessingRequest { protocol_config: Some(protocol_config), ..request_headers(false) }
+    }
+
+    fn request_body(body: &[u8]) -> ProcessingRequest {
+        message(Request::RequestBody(HttpBody { body: body.to_vec(), end_of_stream: true, ..Default::default() }))
+    }
+
+    fn response_headers(status: &str) -> ProcessingRequest {
+        message(Request::ResponseHeaders(headers(&[(":status", status)], false)))
+    }
+
+    fn replied(step: Step) -> Response {
+        match step {
+            Step::Reply(reply) => reply.response.expect("a reply has a response"),
+            other => panic!("expected a reply, found {other:?}"),
+        }
+    }
+
+    fn mutation(response: Response) -> HeaderMutation {
+        match response {
+            Response::RequestHeaders(reply) => reply.response.and_then(|common| common.header_mutation),
+            Response::RequestBody(reply) => reply.response.and_then(|common| common.header_mutation),
+            other => panic!("expected a request step, found {other:?}"),
+        }
+        .expect("a request step always mutates headers")
+    }
+
+    fn assert_clears_routing_headers(response: Response) {
+        let removed = mutation(response).remove_headers;
+        assert_eq!(removed, ["x-gateway-destination-endpoint", "target-pod"]);
+    }
+
+    #[test]
+    fn buffered_request_is_decided_at_its_body() {
+        let mut state = state();
+        assert_clears_routing_headers(replied(state.on_message(request_headers(false))));
+        let Step::Decide { head, body } = state.on_message(request_body(b"{}")) else { panic!("expected to decide") };
+        assert_eq!((head.path.as_str(), body.as_slice()), ("/v1/completions", &b"{}"[..]));
+        assert!(!state.may_end(), "Envoy would pass the request on unrouted");
+        let reply = state.decided(&Verdict::Leave(Leave::UnknownModel));
+        assert_clears_routing_headers(reply.response.expect("a reply has a response"));
+        assert!(state.may_end());
+    }
+
+    #[test]
+    fn bodyless_request_is_decided_at_its_headers() {
+        let mut state = state();
+        let step = state.on_message(request_headers(true));
+        assert!(matches!(&step, Step::Decide { body, .. } if body.is_empty()), "{step:?}");
+        let reply = state.decided(&Verdict::Leave(Leave::NoModel)).response.expect("a reply has a response");
+        assert!(matches!(reply, Response::RequestHeaders(_)));
+        assert_clears_routing_headers(reply);
+    }
+
+    #[test]
+    fn modes_that_send_no_body_in_time_are_decided_at_the_headers() {
+        for (mode, expected) in [(BodySendMode::None, BodyMode::None), (BodySendMode::Streamed, BodyMode::Streamed)] {
+            let mut state = state();
+            let step = state.on_message(with_mode(mode));
+            assert!(matches!(step, Step::Decide { .. }), "{step:?}");
+            assert_eq!(state.mode(), Some(expected));
+            state.decided(&Verdict::Leave(Leave::NoModel));
+            let Response::RequestBody(reply) = replied(state.on_message(request_body(b"x"))) else { panic!("in kind") };
+            assert_eq!(reply.response, None, "a later piece does not undo the decision");
+        }
+    }
+
+    #[test]
+    fn full_duplex_is_refused_rather_than_answered_wrongly() {
+        let step = state().on_message(with_mode(BodySendMode::FullDuplexStreamed));
+        assert!(matches!(step, Step::Unsupported(BodyMode::FullDuplexStreamed)), "{step:?}");
+    }
+
+    #[test]
+    fn refusal_is_an_openai_error() {
+        let mut state = state();
+        state.on_message(request_headers(true));
+        let reply = state.decided(&Verdict::Refuse(Refusal::NoEndpoint)).response;
+        let Some(Response::ImmediateResponse(ImmediateResponse { status, body, details, .. })) = reply else {
+            panic!("expected an immediate response, found {reply:?}")
+        };
+        let error: serde_json::Value = serde_json::from_slice(&body).expect("the body is JSON");
+        assert_eq!(status.expect("a status").code, 503);
+        assert_eq!(details, "warmroute_no_endpoint");
+        assert_eq!(error["error"]["code"], "no_endpoint");
+        assert!(error["error"]["message"].is_string() && error["error"]["type"].is_string());
+    }
+
+    #[test]
+    fn response_headers_tell_who_served() {
+        let attributes = HashMap::from([
+            ("upstream.address".to_owned(), Value { kind: Some(Kind::StringValue("127.0.0.1:8001".to_owned())) }),
+            ("upstream.request_attempt_count".to_owned(), Value { kind: Some(Kind::NumberValue(2.0)) }),
+        ]);
+        let filter = "envoy.filters.http.ext_proc".to_owned();
+        let message = ProcessingRequest {
+            attributes: HashMap::from([(filter, Struct { fields: attributes })]),
+            ..response_headers("200")
+        };
+        let Step::Served(served, _) = state().on_message(message) else { panic!("expected to learn who served") };
+        let address = "127.0.0.1:8001".parse().ok();
+        assert_eq!(served, Served { status: 200, address, n_attempts: Some(2) });
+    }
+
+    #[test]
+    fn subset_of_the_gateway_is_read_from_metadata() {
+        let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        let list = |values| Value { kind: Some(Kind::ListValue(ListValue { values })) };
+        let port = |port| std::net::SocketAddr::from(([10, 0, 0, 1], port));
+        for (value, expected) in [
+            (text("10.0.0.1:1, 10.0.0.1:2"), vec![port(1), port(2)]),
+            (list(vec![text("10.0.0.1:1"), text("no address")]), vec![port(1)]),
+            (list(vec![]), vec![]),
+            (Value { kind: None }, vec![]),
+        ] {
+            let fields = HashMap::from([("x-gateway-destination-endpoint-subset".to_owned(), value)]);
+            let filter_metadata = HashMap::from([("envoy.lb.subset_hint".to_owned(), Struct { fields })]);
+            let metadata = Metadata { filter_metadata, ..Default::default() };
+            let message = ProcessingRequest { metadata_context: Some(metadata), ..request_headers(true) };
+            let Step::Decide { head, .. } = state().on_message(message) else { panic!("expected to decide") };
+            assert_eq!(head.subset, Some(expected));
+        }
+        let Step::Decide { head, .. } = state().on_message(request_headers(true)) else { panic!("expected to decide") };
+        assert_eq!(head.subset, None);
+    }
+
+    fn is_in_kind(message: &ProcessingRequest, step: &Step) -> bool {
+        let reply = match step {
+            Step::Reply(reply) | Step::Served(_, reply) => reply.response.as_ref(),
+            Step::Decide { .. } => {
+                return matches!(message.request, Some(Request::RequestHeaders(_) | Request::RequestBody(_)));
+            }
+            Step::Wait => return message.request.is_none(),
+            Step::Unsupported(_) => return false,
+        };
+        matches!(
+            (message.request.as_ref(), reply),
+            (Some(Request::RequestHeaders(_)), Some(Response::RequestHeaders(_)))
+                | (Some(Request::RequestBody(_)), Some(Response::RequestBody(_)))
+                | (Some(Request::RequestTrailers(_)), Some(Response::RequestTrailers(_)))
+                | (Some(Request::ResponseHeaders(_)), Some(Response::ResponseHeaders(_)))
+                | (Some(Request::ResponseBody(_)), Some(Response::ResponseBody(_)))
+                | (Some(Request::ResponseTrailers(_)), Some(Response::ResponseTrailers(_)))
+        )
+    }
+
+    /// All messages in all orders of length 4: every one is answered in kind, or asks for a decision at most once.
+    #[test]
+    fn any_message_order_survives() {
+        type Build = fn() -> ProcessingRequest;
+        let builders: [Build; 8] = [
+            || request_headers(false),
+            || request_headers(true),
+            || request_body(b"x"),
+            || message(Request::RequestTrailers(HttpTrailers::default())),
+            || response_headers("200"),
+            || message(Request::ResponseBody(HttpBody::default())),
+            || message(Request::ResponseTrailers(HttpTrailers::default())),
+            ProcessingRequest::default,
+        ];
+        for order in 0..builders.len().pow(4) {
+            let mut state = state();
+            let mut n_decided = 0;
+            for position in 0..4 {
+                let build = builders[order / builders.len().pow(position) % builders.len()];
+                let message = build();
+                let step = state.on_message(message.clone());
+                assert!(is_in_kind(&message, &step), "order {order}: {message:?} {step:?}");
+                if let Step::Decide { .. } = step {
+                    n_decided += 1;
+                    state.decided(&Verdict::Leave(Leave::NoModel));
+                }
+            }
+            assert!(n_decided <= 1, "order {order}");
+        }
+    }
+}
