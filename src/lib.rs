@@ -12,10 +12,13 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests run fakes beside them"))]
 
 pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod discovery;
 pub mod events;
 pub mod extproc;
 pub mod request;
 pub mod routing;
+pub mod supervisor;
 pub mod telemetry;
 pub mod tokenizer;

@@ -4,10 +4,12 @@
 #![allow(clippy::disallowed_methods, reason = "fakes run beside the test")]
 
 mod captures;
+mod cli;
 mod events;
 mod fake_publisher;
 mod fakes;
 mod hash;
+mod process;
 mod router;
 mod telemetry;
 mod wire;

@@ -1,0 +1,115 @@
+//! The command line.
+
+pub mod decode;
+pub mod hash;
+mod lines;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config};
+use crate::supervisor;
+
+/// Exit code for a configuration that cannot be used, as `sysexits`-minded supervisors and the chart expect.
+const EXIT_CONFIG: u8 = 2;
+
+/// Envoy external processor that sends each LLM request to the vLLM endpoint whose KV cache is warm for it.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve ext_proc and the admin port until SIGTERM or SIGINT.
+    Serve {
+        /// YAML file; WARMROUTE_* variables override its settings.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Check a configuration and print it with every setting's value in force.
+    CheckConfig {
+        /// YAML file; WARMROUTE_* variables override its settings.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Compute vLLM's block hashes: JSON lines from standard input to standard output.
+    Hash,
+    /// Decode vLLM's KV event batches: JSON lines from standard input to standard output.
+    Decode,
+}
+
+/// The program could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot read {path:?}")]
+    ReadConfig {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error("cannot start the async runtime")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Serve(#[from] supervisor::Error),
+    #[error("cannot read standard input or write standard output")]
+    Stdio(#[source] io::Error),
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error);
+            if matches!(error, Error::Config(_) | Error::ReadConfig { .. }) {
+                EXIT_CONFIG.into()
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Error> {
+    match command {
+        Command::Serve { config } => serve(load(&config)?),
+        Command::CheckConfig { config } => {
+            io::stdout().write_all(load(&config)?.to_yaml().as_bytes()).map_err(Error::Stdio)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
+        Command::Decode => decode::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
+    }
+}
+
+fn load(path: &Path) -> Result<Config, Error> {
+    let yaml = std::fs::read_to_string(path).map_err(|source| Error::ReadConfig { path: path.to_owned(), source })?;
+    // Variables that are not UTF-8 cannot be ours: every setting is text.
+    let env =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Ok(Config::parse(&yaml, env)?)
+}
+
+fn serve(config: Config) -> Result<ExitCode, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
+    runtime.block_on(supervisor::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes an error and its causes on one line each.
+fn report(error: &dyn std::error::Error) {
+    eprintln!("warmroute: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  caused by: {error}");
+        cause = error.source();
+    }
+}

@@ -1,0 +1,86 @@
+//! Types of single settings.
+
+use std::fmt::{self, Display};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+/// A duration that is written as `100ms`, `25s` or `1m 30s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Human(pub Duration);
+
+impl FromStr for Human {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Self)
+    }
+}
+
+impl Display for Human {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl Serialize for Human {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Where token ids come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerKind {
+    /// `/tokenize` of the model's own endpoints.
+    Remote,
+}
+
+impl FromStr for TokenizerKind {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text == "remote" { Ok(Self::Remote) } else { Err(()) }
+    }
+}
+
+/// A ZMQ endpoint that can be connected to: `tcp://host:port` or `ipc://path`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ZmqEndpoint(String);
+
+impl ZmqEndpoint {
+    /// As libzmq takes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ZmqEndpoint {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let is_tcp = text.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':')).is_some_and(|(host, port)| {
+            !host.is_empty() && host != "*" && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        let is_ipc = text.strip_prefix("ipc://").is_some_and(|path| !path.is_empty());
+        if is_tcp || is_ipc { Ok(Self(text.to_owned())) } else { Err(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_endpoints_that_can_be_connected_to_are_taken() {
+        for good in ["tcp://127.0.0.1:5557", "tcp://[::1]:5557", "tcp://engine-0.engines:5557", "ipc:///run/kv"] {
+            assert!(good.parse::<ZmqEndpoint>().is_ok(), "{good}");
+        }
+        for bad in ["tcp://*:5557", "tcp://host", "tcp://host:0", "tcp://:1", "host:1", "ipc://", "udp://h:1", ""] {
+            assert!(bad.parse::<ZmqEndpoint>().is_err(), "{bad}");
+        }
+    }
+}

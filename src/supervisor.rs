@@ -1,0 +1,316 @@
+//! Starts everything, watches it, and stops it in order.
+//!
+//! All ports are bound before anything runs, so that a port in use is an error at start and not later. Every task has a
+//! name; one that ends unasked ends the process. Stopping reads top to bottom in `Running::stop`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::AdminState;
+use crate::admin::health::{Condition, Readiness};
+use crate::config::{self, Config};
+use crate::discovery::fixed::{EndpointIds, endpoint_set};
+use crate::events::apply::ModelSettings;
+use crate::events::socket::{EventPlane, Source};
+use crate::events::stats::SourceStatus;
+use crate::extproc::decide::{Pool, Pools, Router};
+use crate::routing::endpoint::EndpointSet;
+use crate::routing::index::{IndexLimits, PrefixIndex};
+use crate::telemetry::metrics::{EndpointRow, Metrics, SourceRow};
+use crate::tokenizer::remote::RemoteTokenizer;
+use crate::{extproc, telemetry};
+
+/// Longest that the event threads may take to end.
+const EVENTS_GRACE: Duration = Duration::from_secs(2);
+
+/// Why the process could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port cannot be opened.
+    #[error("cannot listen on {address} ({setting})")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The setting that names it.
+        setting: &'static str,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Logs or traces cannot be set up.
+    #[error("cannot set up telemetry")]
+    Telemetry(#[from] telemetry::Error),
+    /// The HTTP client of the tokenizer cannot be built.
+    #[error("cannot build the tokenizer's HTTP client")]
+    Tokenizer(#[source] reqwest::Error),
+    /// Signals cannot be handled.
+    #[error("cannot handle signals")]
+    Signals(#[source] std::io::Error),
+    /// A task ended although nobody asked it to.
+    #[error("task {name:?} ended unasked: {reason}")]
+    Task {
+        /// Its name.
+        name: &'static str,
+        /// How it ended.
+        reason: String,
+    },
+}
+
+/// Runs the router until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`Error`] when it cannot start, or when a part of it ends unasked.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let telemetry = telemetry::init(&telemetry::Config {
+        log_format: config.log.format,
+        log_filter: config.log.filter.clone(),
+        otlp_endpoint: config.trace.otlp_endpoint.clone(),
+        sample_ratio: config.trace.sample_ratio,
+    })?;
+    let result = serve(&config).await;
+    telemetry.shutdown().await;
+    result
+}
+
+async fn serve(config: &Config) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let mut running = Running::start(config).await?;
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = running.tasks.first_to_end() => Err(ended),
+        ended = running.admin.first_to_end() => Err(ended),
+    };
+    running.stop(config.shutdown.grace.0).await;
+    ended
+}
+
+/// Everything that runs.
+struct Running {
+    readiness: Readiness,
+    /// Stops the servers of the data path.
+    shutdown: CancellationToken,
+    /// Stops the admin port, last: until then it says that we are draining.
+    shutdown_admin: CancellationToken,
+    tasks: Tasks,
+    admin: Tasks,
+    events: Arc<EventPlane>,
+    /// Discovery's ends of the pools' channels: a static list never changes, but a closed channel would say so.
+    _endpoint_sets: Vec<watch::Sender<Arc<EndpointSet>>>,
+}
+
+impl Running {
+    async fn start(config: &Config) -> Result<Self, Error> {
+        let extproc_listener = bind(config.listen.extproc, "listen.extproc").await?;
+        let admin_listener = bind(config.listen.admin, "listen.admin").await?;
+        info!(
+            extproc = %address_of(&extproc_listener), admin = %address_of(&admin_listener),
+            version = env!("CARGO_PKG_VERSION"), "warmroute is starting"
+        );
+        let metrics = Arc::new(Metrics::new());
+        let readiness = Readiness::default();
+        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        let events = Arc::new(EventPlane::start(&index));
+        let built = build_pools(config, &metrics, &events)?;
+        observe(&metrics, &events, &built.endpoints);
+        readiness.set(Condition::DiscoverySynced, true);
+
+        let (shutdown, shutdown_admin) = (CancellationToken::new(), CancellationToken::new());
+        let (mut tasks, mut admin) = (Tasks::default(), Tasks::default());
+        let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone() };
+        admin.spawn("admin", crate::admin::run(admin_listener, state, shutdown_admin.clone()));
+        let router = Arc::new(Router::new(built.pools, index, metrics));
+        let extproc_config =
+            extproc::Config { selection_header: config.selection.header.clone(), body_bytes: config.limits.body_bytes };
+        tasks.spawn("extproc", extproc::run(extproc_listener, extproc_config, router, shutdown.clone()));
+        readiness.set(Condition::Serving, true);
+        Ok(Self { readiness, shutdown, shutdown_admin, tasks, admin, events, _endpoint_sets: built.senders })
+    }
+
+    async fn stop(mut self, grace: Duration) {
+        info!("stopping: no longer ready");
+        self.readiness.set(Condition::NotDraining, false);
+        self.shutdown.cancel();
+        if tokio::time::timeout(grace, self.tasks.join_all()).await.is_err() {
+            warn!(?grace, "streams were still open when the grace period ended");
+            self.tasks.abort_all();
+        }
+        if !stop_events(self.events.clone()).await {
+            warn!("the event threads did not end within {EVENTS_GRACE:?}");
+        }
+        self.shutdown_admin.cancel();
+        self.admin.join_all().await;
+        info!("stopped");
+    }
+}
+
+/// Ends the event threads; false when they take too long, as libzmq does while it waits for a name server. The thread that
+/// waits for them is none of the runtime's, which would wait for it in turn.
+async fn stop_events(events: Arc<EventPlane>) -> bool {
+    let (ended, has_ended) = tokio::sync::oneshot::channel();
+    let stop = move || {
+        events.stop();
+        // Nobody listens any more if it took too long.
+        let _ = ended.send(());
+    };
+    let thread = std::thread::Builder::new().name("warmroute-stop".to_owned()).spawn(stop);
+    thread.is_ok() && tokio::time::timeout(EVENTS_GRACE, has_ended).await.is_ok()
+}
+
+struct BuiltPools {
+    pools: Pools,
+    endpoints: Vec<(Arc<str>, watch::Receiver<Arc<EndpointSet>>)>,
+    senders: Vec<watch::Sender<Arc<EndpointSet>>>,
+}
+
+fn build_pools(config: &Config, metrics: &Metrics, events: &EventPlane) -> Result<BuiltPools, Error> {
+    let mut built = BuiltPools { pools: Pools::default(), endpoints: Vec::new(), senders: Vec::new() };
+    let mut ids = EndpointIds::default();
+    for model in &config.models {
+        let listed = &model.discovery.fixed;
+        let set = Arc::new(endpoint_set(listed.iter().map(|endpoint| endpoint.address), &mut ids));
+        follow_events(model, &set, events);
+        metrics.add_model(&model.name);
+        metrics.set_endpoints(&model.name, set.endpoints.len());
+        let (sender, endpoints) = watch::channel(set);
+        let pool = Arc::new(Pool {
+            model: model.name.clone(),
+            adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
+            hasher: model.block_hash.hasher(),
+            tokenizer: RemoteTokenizer::new(model.tokenizer.budget.0).map_err(Error::Tokenizer)?,
+            endpoints: endpoints.clone(),
+        });
+        built.pools.add(&pool, &model.aliases, model.default);
+        built.endpoints.push((model.name.clone(), endpoints));
+        built.senders.push(sender);
+    }
+    Ok(built)
+}
+
+/// Subscribes to the events of a model's endpoints.
+fn follow_events(model: &config::Model, set: &EndpointSet, events: &EventPlane) {
+    let settings = Arc::new(ModelSettings {
+        model: model.name.clone(),
+        algorithm: model.block_hash.algorithm,
+        pythonhashseed: model.block_hash.pythonhashseed.clone(),
+        adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
+    });
+    for (endpoint, listed) in set.endpoints.iter().zip(&model.discovery.fixed) {
+        let Some(publisher) = &listed.events else { continue };
+        events.add(Source {
+            endpoint: endpoint.id,
+            address: endpoint.address,
+            events: publisher.as_str().to_owned(),
+            replay: listed.replay.as_ref().map(|replay| replay.as_str().to_owned()),
+            rank: 0,
+            model: settings.clone(),
+        });
+    }
+}
+
+/// Lets a scrape read what belongs to endpoints and sources from their owners.
+fn observe(metrics: &Metrics, events: &Arc<EventPlane>, pools: &[(Arc<str>, watch::Receiver<Arc<EndpointSet>>)]) {
+    let events = events.clone();
+    metrics.set_source_collector(Box::new(move || events.status().into_iter().map(source_row).collect()));
+    let pools = pools.to_vec();
+    metrics.set_endpoint_collector(Box::new(move || {
+        let rows = |(model, endpoints): &(Arc<str>, watch::Receiver<Arc<EndpointSet>>)| endpoint_rows(model, endpoints);
+        pools.iter().flat_map(rows).collect()
+    }));
+}
+
+fn source_row(status: SourceStatus) -> SourceRow {
+    SourceRow {
+        model: status.model,
+        endpoint: status.address,
+        rank: status.rank,
+        state: status.state.as_str(),
+        proved: !status.proved.is_empty(),
+        n_blocks: status.n_blocks,
+        n_batches: status.n_batches,
+        n_stored: status.n_stored,
+        n_removed: status.n_removed,
+        n_cleared: status.n_cleared,
+        n_gaps: status.n_gaps,
+        n_replays: status.n_replays,
+        n_decode_failures: status.n_decode_failures,
+        n_skipped: status.n_skipped,
+    }
+}
+
+fn endpoint_rows(model: &Arc<str>, endpoints: &watch::Receiver<Arc<EndpointSet>>) -> Vec<EndpointRow> {
+    let row = |endpoint: &Arc<crate::routing::endpoint::Endpoint>| EndpointRow {
+        model: model.clone(),
+        endpoint: endpoint.address,
+        n_in_flight: u64::from(endpoint.load.in_flight()),
+    };
+    endpoints.borrow().endpoints.iter().map(row).collect()
+}
+
+async fn bind(address: SocketAddr, setting: &'static str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Bind { address, setting, source })
+}
+
+fn address_of(listener: &TcpListener) -> SocketAddr {
+    listener.local_addr().expect("a bound listener has an address")
+}
+
+/// The long-lived tasks, by name.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<Result<(), String>>,
+    names: HashMap<Id, &'static str>,
+}
+
+impl Tasks {
+    fn spawn<E: std::error::Error + 'static>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let handle = self.set.spawn(async move { task.await.map_err(|error| describe(&error)) });
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Waits for the first task to end, which none of them should.
+    async fn first_to_end(&mut self) -> Error {
+        match self.set.join_next_with_id().await {
+            Some(Ok((id, Ok(())))) => self.ended(id, "it returned".to_owned()),
+            Some(Ok((id, Err(reason)))) => self.ended(id, reason),
+            Some(Err(error)) => self.ended(JoinError::id(&error), error.to_string()),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn ended(&self, id: Id, reason: String) -> Error {
+        Error::Task { name: self.names.get(&id).copied().unwrap_or("unknown"), reason }
+    }
+
+    async fn join_all(&mut self) {
+        while self.set.join_next().await.is_some() {}
+    }
+
+    fn abort_all(&mut self) {
+        self.set.abort_all();
+    }
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,142 @@
+//! The program as a process: start, readiness, SIGTERM.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
+use serde_json::{Value, json};
+
+use crate::fakes::{DEADLINE, EnvoyStream};
+
+/// A running router; killed when a test gives up on it.
+struct Process {
+    child: Child,
+    /// Lines of the log; it ends with the process.
+    log: Receiver<String>,
+    config: PathBuf,
+}
+
+impl Process {
+    /// Starts `serve` with ext_proc at `extproc`, one endpoint that nobody is, and a source of events that never comes.
+    fn start(name: &str, extproc: SocketAddr, settings: &str) -> Self {
+        let config = std::env::temp_dir().join(format!("warmroute-{name}-{}.yaml", std::process::id()));
+        let yaml = format!(
+            "listen: {{extproc: '{extproc}', admin: '127.0.0.1:0'}}\n{settings}\nmodels: [{{name: tiny, default: true, discovery: \
+             {{static: [{{address: '127.0.0.1:1', events: 'tcp://127.0.0.1:1', replay: 'tcp://127.0.0.1:1'}}]}}}}]"
+        );
+        std::fs::write(&config, yaml).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
+        let mut child = command.args(["serve", "--config"]).arg(&config).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, log) = channel();
+        let forward = move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line));
+        std::thread::Builder::new().spawn(forward).unwrap();
+        Self { child, log, config }
+    }
+
+    /// Reads the log up to the line with `message`, which is returned.
+    fn wait_for_log(&mut self, message: &str) -> Value {
+        loop {
+            let line = self.log.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("the log goes without {message:?}"));
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if event["message"] == message {
+                return event;
+            }
+        }
+    }
+
+    /// The rest of the log, once the process has ended.
+    fn rest_of_log(&self) -> String {
+        self.log.iter().collect::<Vec<_>>().join("\n")
+    }
+
+    fn terminate(&self) {
+        let status = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.config);
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn serves_until_sigterm_and_exits_with_0() {
+    let mut process = Process::start("sigterm", ([127, 0, 0, 1], 0).into(), "log: {format: json}");
+    let addresses = process.wait_for_log("warmroute is starting");
+    let admin = addresses["admin"].as_str().unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while !get(admin, "/readyz").starts_with("HTTP/1.1 200") {
+        assert!(Instant::now() < deadline, "not ready: {}", get(admin, "/readyz"));
+    }
+    assert!(get(admin, "/livez").starts_with("HTTP/1.1 200"));
+    let metrics = get(admin, "/metrics");
+    assert!(metrics.contains("warmroute_endpoints{model=\"tiny\"} 1"), "{metrics}");
+    // Connections that say nothing are no reason to stay.
+    let _silent = TcpStream::connect(addresses["extproc"].as_str().unwrap()).unwrap();
+    let asked = Instant::now();
+    process.terminate();
+    process.wait_for_log("stopped");
+    assert!(process.child.wait().unwrap().success());
+    assert!(
+        asked.elapsed() < Duration::from_secs(15),
+        "the grace period of 25 s is for streams: {:?}",
+        asked.elapsed()
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_ends_the_start_with_its_setting() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut process = Process::start("taken", taken.local_addr().unwrap(), "log: {format: json}");
+    let status = process.child.wait().unwrap();
+    let log = process.rest_of_log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("listen.extproc") && log.contains("in use"), "{log}");
+}
+
+/// The whole request path logs at its most talkative; nothing of what a client sends may be in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_and_salts_are_in_no_log_and_no_metric() {
+    const CANARY: &str = "canary-7f3a";
+    let mut process = Process::start("canary", ([127, 0, 0, 1], 0).into(), "log: {format: json, filter: trace}");
+    let addresses = process.wait_for_log("warmroute is starting");
+    let url = format!("http://{}", addresses["extproc"].as_str().unwrap());
+    let client = ExternalProcessorClient::connect(url).await.unwrap();
+    for body in [
+        json!({ "model": "tiny", "prompt": CANARY, "cache_salt": CANARY }).to_string(),
+        json!({ "messages": [{ "role": "user", "content": CANARY }], "tools": [{ "name": CANARY }] }).to_string(),
+        format!("{{\"prompt\": \"{CANARY}\", broken"),
+        json!({ "model": CANARY, "prompt": CANARY }).to_string(),
+    ] {
+        let mut stream = EnvoyStream::open(client.clone()).await;
+        stream.post("/v1/completions", body.as_bytes()).await;
+    }
+    let metrics = get(addresses["admin"].as_str().unwrap(), "/metrics");
+    process.terminate();
+    assert!(process.child.wait().unwrap().success());
+    let log = process.rest_of_log();
+    assert!(log.contains("endpoint picked"), "the log is not talkative");
+    assert!(metrics.contains("warmroute_decisions_total"), "{metrics}");
+    for (place, text) in [("log", log), ("metrics", metrics)] {
+        let leak = text.lines().find(|line| line.contains(CANARY));
+        assert_eq!(leak, None, "in the {place}");
+    }
+}
