@@ -1,0 +1,15 @@
+//! Harness of warmroute: gets, starts and stops the real parts that the tests, the demo and the measurements run against,
+//! and simulates engines.
+//!
+//! - [`cache`] keeps what is fetched or built once; [`fetch`] gets Envoy into it, [`vllm`] installs and runs vLLM.
+//! - [`process`] ends programs together with their children, [`tool`] runs programs to their end, [`service`] waits until a
+//!   program serves; [`envoy`] and [`router`] are such programs.
+//! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real ones.
+//! - [`stack`] is engines, router and Envoy as one value, for tests.
+//! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
+
+pub mod cache;
+pub mod fetch;
+pub mod process;
+pub mod tool;
+pub mod vllm;
