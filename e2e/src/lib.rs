@@ -11,5 +11,6 @@
 pub mod cache;
 pub mod fetch;
 pub mod process;
+pub mod sim;
 pub mod tool;
 pub mod vllm;
