@@ -9,8 +9,18 @@
 //! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
 
 pub mod cache;
+pub mod cli;
+pub mod demo;
+pub mod engines;
+pub mod envoy;
 pub mod fetch;
+pub mod load;
 pub mod process;
+pub mod report;
+pub mod router;
+pub mod service;
 pub mod sim;
+pub mod stack;
 pub mod tool;
 pub mod vllm;
+pub mod workload;

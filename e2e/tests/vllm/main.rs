@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod engine;
+mod routed;
 
 /// Held by a test for as long as its servers run.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

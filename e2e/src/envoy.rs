@@ -1,0 +1,171 @@
+//! A real Envoy, configured from `envoy/static-override-host.yaml`.
+//!
+//! The file stays a valid example of its own; here it becomes a tree of values in which ports, endpoints
+//! and the policy are replaced, and is written as JSON, which Envoy reads as well.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::service::{Service, free_addresses};
+
+/// Response header in which the harness has Envoy name the engine that served.
+pub const SERVED_BY: &str = "x-served-by";
+
+const START_DEADLINE: Duration = Duration::from_secs(20);
+const TYPES: &str = "type.googleapis.com/envoy.extensions";
+
+/// Who chooses the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balancing {
+    /// warmroute at this address; `least_request` where it names nobody.
+    Warmroute(SocketAddr),
+    /// Envoy alone, in turn.
+    RoundRobin,
+    /// Envoy alone, the less busy of two random ones.
+    LeastRequest,
+}
+
+/// A running Envoy; it ends when it is dropped.
+#[derive(Debug)]
+pub struct Envoy {
+    service: Service,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Envoy {
+    /// Starts `binary` on free ports, with its configuration and log in `dir`, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When the example cannot be read, or when Envoy does not accept what was made of it.
+    pub async fn start(binary: &Path, dir: &Path, balancing: Balancing, engines: &[SocketAddr]) -> Result<Self> {
+        let [address, admin] = free_addresses()?;
+        let config = bootstrap(&example()?, &Ports { address, admin }, balancing, engines)?;
+        let file = dir.join("envoy.json");
+        std::fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
+        let mut command = Command::new(binary);
+        command.arg("-c").arg(&file).arg("--use-dynamic-base-id").args(["--concurrency", "1"]);
+        let service = Service::start("envoy", command, &dir.join("envoy.log"))?;
+        service.wait_ready(&format!("http://{admin}/ready"), START_DEADLINE).await?;
+        Ok(Self { service, address, admin })
+    }
+
+    /// Where clients come in.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The admin interface.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The program, for its memory and processor time.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+}
+
+struct Ports {
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+fn example() -> Result<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../envoy/static-override-host.yaml");
+    let text = std::fs::read_to_string(&path);
+    let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("{} is not YAML", path.display()))
+}
+
+fn bootstrap(example: &Value, ports: &Ports, balancing: Balancing, engines: &[SocketAddr]) -> Result<Value> {
+    let mut config = example.clone();
+    *at(&mut config, "/admin/address")? = address(ports.admin);
+    *at(&mut config, "/static_resources/listeners/0/address")? = address(ports.address);
+    let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
+    at(&mut config, &format!("{manager}/route_config"))?["response_headers_to_add"] =
+        json!([{"header": {"key": SERVED_BY, "value": "%UPSTREAM_REMOTE_ADDRESS%"}}]);
+    let pods = cluster(&mut config, "pods")?;
+    pods["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(engines);
+    let policy = match balancing {
+        Balancing::Warmroute(router) => {
+            let ext_proc = cluster(&mut config, "ext_proc")?;
+            ext_proc["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(&[router]);
+            return Ok(config);
+        }
+        Balancing::RoundRobin => ("round_robin", "RoundRobin"),
+        Balancing::LeastRequest => ("least_request", "LeastRequest"),
+    };
+    pods["load_balancing_policy"] = plain_policy(policy);
+    let filters = at(&mut config, &format!("{manager}/http_filters"))?;
+    let filters = filters.as_array_mut().context("http_filters is not a list")?;
+    filters.retain(|filter| filter["name"] != "envoy.filters.http.ext_proc");
+    let routes = at(&mut config, &format!("{manager}/route_config/virtual_hosts/0/routes"))?;
+    for route in routes.as_array_mut().context("routes is not a list")? {
+        route.as_object_mut().context("a route is not a map")?.remove("typed_per_filter_config");
+    }
+    Ok(config)
+}
+
+fn plain_policy((name, message): (&str, &str)) -> Value {
+    json!({"policies": [{"typed_extension_config": {
+        "name": format!("envoy.load_balancing_policies.{name}"),
+        "typed_config": {"@type": format!("{TYPES}.load_balancing_policies.{name}.v3.{message}")},
+    }}]})
+}
+
+fn cluster<'a>(config: &'a mut Value, name: &str) -> Result<&'a mut Value> {
+    let clusters = at(config, "/static_resources/clusters")?.as_array_mut().context("clusters is not a list")?;
+    let found = clusters.iter_mut().find(|cluster| cluster["name"] == name);
+    found.with_context(|| format!("the example has no cluster {name:?}"))
+}
+
+fn at<'a>(config: &'a mut Value, pointer: &str) -> Result<&'a mut Value> {
+    config.pointer_mut(pointer).with_context(|| format!("the example has no {pointer}"))
+}
+
+fn lb_endpoints(addresses: &[SocketAddr]) -> Value {
+    addresses.iter().map(|endpoint| json!({"endpoint": {"address": address(*endpoint)}})).collect()
+}
+
+fn address(address: SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(balancing: Balancing) -> Value {
+        let [address, admin, engine] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        bootstrap(&example().unwrap(), &Ports { address, admin }, balancing, &[engine, engine]).unwrap()
+    }
+
+    #[test]
+    fn example_is_changed_only_in_what_the_harness_replaces() {
+        let config = made(Balancing::Warmroute(SocketAddr::from(([127, 0, 0, 1], 4))));
+        assert_eq!(config.pointer("/admin/address/socket_address/port_value"), Some(&json!(2)));
+        let pods = &config["static_resources"]["clusters"][0];
+        assert_eq!(pods["load_assignment"]["endpoints"][0]["lb_endpoints"].as_array().unwrap().len(), 2);
+        let router = &config["static_resources"]["clusters"][1]["load_assignment"];
+        assert!(router.to_string().contains(r#""port_value":4"#));
+        assert_eq!(
+            pods["circuit_breakers"], config["static_resources"]["clusters"][1]["circuit_breakers"],
+            "the anchor is resolved"
+        );
+    }
+
+    #[test]
+    fn rivals_are_plain_envoy() {
+        for balancing in [Balancing::RoundRobin, Balancing::LeastRequest] {
+            let text = made(balancing).to_string();
+            assert!(!text.contains("http.ext_proc"), "{text}");
+            assert!(!text.contains("OverrideHost"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The real `warmroute` binary, with a written configuration.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use warmroute::routing::hash::HashAlgorithm;
+
+use crate::engines::ENGINE_MODEL;
+use crate::service::{Service, free_addresses};
+use crate::tool::{env_path, run};
+
+const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// One engine as the router is told of it.
+#[derive(Clone, Debug)]
+pub struct EngineAddress {
+    /// HTTP address, as Envoy dials it.
+    pub http: SocketAddr,
+    /// PUB socket of its events.
+    pub events: String,
+    /// ROUTER socket for replays.
+    pub replay: String,
+}
+
+/// What the router is configured with; everything else stays at its default.
+#[derive(Clone, Debug)]
+pub struct RouterOptions {
+    /// Name of the model that all engines serve.
+    pub model: String,
+    /// `--prefix-caching-hash-algo` of the engines, `PYTHONHASHSEED` unset.
+    pub algorithm: HashAlgorithm,
+    /// Name and `lora_path` of each adapter that the engines have.
+    pub adapters: Vec<(String, String)>,
+    /// The engines.
+    pub engines: Vec<EngineAddress>,
+}
+
+impl RouterOptions {
+    /// Engines with vLLM's default algorithm and no adapters.
+    pub fn new(engines: Vec<EngineAddress>) -> Self {
+        let model = ENGINE_MODEL.to_owned();
+        Self { model, algorithm: HashAlgorithm::Sha256, adapters: Vec::new(), engines }
+    }
+}
+
+/// A running router; it ends when it is dropped.
+#[derive(Debug)]
+pub struct Router {
+    service: Service,
+    extproc: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Router {
+    /// Starts `binary` on free ports, with its configuration and log in `dir`, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not accept the configuration or does not become ready.
+    pub async fn start(binary: &Path, dir: &Path, options: &RouterOptions) -> Result<Self> {
+        let [extproc, admin] = free_addresses()?;
+        let file = dir.join("warmroute.yaml");
+        // JSON is YAML.
+        std::fs::write(&file, serde_json::to_vec_pretty(&config(options, extproc, admin))?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let mut command = Command::new(binary);
+        command.arg("serve").arg("--config").arg(&file);
+        // The router takes every WARMROUTE_* for a setting, and the harness has some of its own.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WARMROUTE_")) {
+            command.env_remove(name);
+        }
+        let service = Service::start("warmroute", command, &dir.join("warmroute.log"))?;
+        service.wait_ready(&format!("http://{admin}/readyz"), START_DEADLINE).await?;
+        Ok(Self { service, extproc, admin })
+    }
+
+    /// The ext_proc gRPC server.
+    pub fn extproc(&self) -> SocketAddr {
+        self.extproc
+    }
+
+    /// Health and metrics.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The program, for its memory and processor time.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// `/metrics` of the router.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn metrics(&self) -> Result<String> {
+        let answer = reqwest::get(format!("http://{}/metrics", self.admin)).await.context("GET /metrics")?;
+        answer.text().await.context("GET /metrics: answer")
+    }
+}
+
+/// The path of the router's binary: `E2E_WARMROUTE_BIN`, else built now in the profile that this harness was built in.
+///
+/// # Errors
+/// When it does not build.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env_path("E2E_WARMROUTE_BIN") {
+        return Ok(path);
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(env_path("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root).args(["build", "--package", "warmroute", "--bin", "warmroute"]);
+    command.arg("--message-format=json-render-diagnostics");
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let messages = run(&mut command)?;
+    let messages = messages.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut executables = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    executables.next().context("cargo build named no executable")
+}
+
+fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Value {
+    let engine =
+        |engine: &EngineAddress| json!({"address": engine.http, "events": engine.events, "replay": engine.replay});
+    let adapter = |(name, path): &(String, String)| json!({"name": name, "path": path});
+    json!({
+        "listen": {"extproc": extproc, "admin": admin},
+        "selection": {"header": "x-gateway-destination-endpoint"},
+        "models": [{
+            "name": options.model,
+            "adapters": options.adapters.iter().map(adapter).collect::<Vec<_>>(),
+            "block_hash": {"algorithm": options.algorithm.as_str()},
+            "tokenizer": {"kind": "remote"},
+            "discovery": {"static": options.engines.iter().map(engine).collect::<Vec<_>>()},
+        }],
+    })
+}
