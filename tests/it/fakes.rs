@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use warmroute::extproc::decide::{Pool, Pools, Router};
 use warmroute::extproc::{self, Config};
@@ -31,7 +32,7 @@ use warmroute::telemetry::metrics::Metrics;
 use warmroute::tokenizer::remote::RemoteTokenizer;
 
 /// Longest that any wait in a test may take.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const BLOCK_SIZE: u32 = 4;
 pub(crate) const HEADER: &str = "x-gateway-destination-endpoint";
 
@@ -97,6 +98,7 @@ pub(crate) fn characters(text: &str) -> Vec<u32> {
 
 /// A router with one pool, `tiny`, serving on a real port.
 pub(crate) struct FakeRouter {
+    pub(crate) address: SocketAddr,
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     pub(crate) set: watch::Sender<Arc<EndpointSet>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -131,7 +133,7 @@ impl FakeRouter {
         let config = Config { selection_header: HEADER.to_owned(), body_bytes: 32 << 20 };
         let server = tokio::spawn(extproc::run(listener, config, router, shutdown.clone()));
         let client = ExternalProcessorClient::connect(format!("http://{address}")).await.unwrap();
-        Self { endpoints, set, metrics, shutdown, server, index, hasher, client }
+        Self { address, endpoints, set, metrics, shutdown, server, index, hasher, client }
     }
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.
@@ -175,6 +177,22 @@ impl FakeRouter {
     }
 }
 
+/// Forwards one connection to `server` until `is_cut`; then it keeps both ends open and lets nothing through, like a node
+/// that is gone.
+pub(crate) async fn cuttable_proxy(server: SocketAddr, is_cut: CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+        tokio::select! {
+            result = tokio::io::copy_bidirectional(&mut near, &mut far) => drop(result),
+            () = is_cut.cancelled() => std::future::pending().await,
+        }
+    });
+    address
+}
+
 /// Waits until `condition` holds.
 pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
@@ -191,9 +209,16 @@ pub(crate) struct EnvoyStream {
 }
 
 impl EnvoyStream {
-    pub(crate) async fn open(mut client: ExternalProcessorClient<Channel>) -> Self {
+    pub(crate) async fn open(client: ExternalProcessorClient<Channel>) -> Self {
+        Self::open_with(client, MetadataMap::new()).await
+    }
+
+    /// With the gRPC metadata that Envoy adds when it traces.
+    pub(crate) async fn open_with(mut client: ExternalProcessorClient<Channel>, metadata: MetadataMap) -> Self {
         let (requests, receiver) = mpsc::unbounded_channel();
-        let responses = client.process(UnboundedReceiverStream::new(receiver)).await.unwrap();
+        let mut call = tonic::Request::new(UnboundedReceiverStream::new(receiver));
+        *call.metadata_mut() = metadata;
+        let responses = client.process(call).await.unwrap();
         Self { requests: Some(requests), responses: responses.into_inner() }
     }
 

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::fakes::{DEADLINE, EnvoyStream};
 
 /// A running router; killed when a test gives up on it.
-struct Process {
-    child: Child,
+pub(crate) struct Process {
+    pub(crate) child: Child,
     /// Lines of the log; it ends with the process.
     log: Receiver<String>,
     config: PathBuf,
@@ -22,7 +22,7 @@ struct Process {
 
 impl Process {
     /// Starts `serve` with ext_proc at `extproc`, one endpoint that nobody is, and a source of events that never comes.
-    fn start(name: &str, extproc: SocketAddr, settings: &str) -> Self {
+    pub(crate) fn start(name: &str, extproc: SocketAddr, settings: &str) -> Self {
         let config = std::env::temp_dir().join(format!("warmroute-{name}-{}.yaml", std::process::id()));
         let yaml = format!(
             "listen: {{extproc: '{extproc}', admin: '127.0.0.1:0'}}\n{settings}\nmodels: [{{name: tiny, default: true, discovery: \
@@ -39,7 +39,7 @@ impl Process {
     }
 
     /// Reads the log up to the line with `message`, which is returned.
-    fn wait_for_log(&mut self, message: &str) -> Value {
+    pub(crate) fn wait_for_log(&mut self, message: &str) -> Value {
         loop {
             let line = self.log.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("the log goes without {message:?}"));
             let event: Value = serde_json::from_str(&line).unwrap();
@@ -54,7 +54,7 @@ impl Process {
         self.log.iter().collect::<Vec<_>>().join("\n")
     }
 
-    fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let status = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());
     }

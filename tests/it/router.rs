@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use envoy_types::pb::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use warmroute::routing::endpoint::EndpointSet;
 use warmroute::routing::hash::Scope;
 use warmroute::routing::index::KeyKinds;
@@ -214,6 +216,19 @@ async fn a_burst_spreads_and_the_count_ends_with_the_stream() {
     streams.iter_mut().for_each(EnvoyStream::close);
     eventually("the ended streams are no longer counted", || router.in_flight() == [0; 4]).await;
     eventually("the gauge follows", || router.metric("warmroute_streams_in_flight") == 0.0).await;
+}
+
+#[tokio::test]
+async fn an_envoy_that_is_gone_without_a_word_is_no_longer_counted() {
+    let router = FakeRouter::start(&silent(1)).await;
+    let is_cut = CancellationToken::new();
+    let proxy = cuttable_proxy(router.address, is_cut.clone()).await;
+    let client = ExternalProcessorClient::connect(format!("http://{proxy}")).await.unwrap();
+    let mut stream = EnvoyStream::open(client).await;
+    stream.post("/v1/completions", b"{\"prompt\":\"x\"}").await;
+    assert_eq!(router.in_flight(), [1]);
+    is_cut.cancel();
+    eventually("the request of the lost connection ends", || router.in_flight() == [0]).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -15,6 +18,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use warmroute::telemetry::trace::{attribute, request_span};
 use warmroute::telemetry::{self, Config, LogFormat};
+
+use crate::fakes::{EnvoyStream, headers};
+use crate::process::Process;
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const ENVOY_SPAN_ID: &str = "00f067aa0ba902b7";
@@ -74,7 +80,10 @@ async fn spans_received(metadata: &MetadataMap) -> Vec<(Vec<KeyValue>, Span)> {
         span.record(attribute::MATCHED_TOKENS, 7_i64);
     });
     telemetry.shutdown().await;
+    spans_in(&mut received)
+}
 
+fn spans_in(received: &mut mpsc::UnboundedReceiver<ExportTraceServiceRequest>) -> Vec<(Vec<KeyValue>, Span)> {
     let mut spans = Vec::new();
     while let Ok(request) = received.try_recv() {
         for resource_spans in request.resource_spans {
@@ -107,6 +116,45 @@ async fn stream_is_a_server_span_below_the_span_of_envoy() {
     assert_eq!(value(&span.attributes, "server.address"), None);
     let service = value(resource, "service.name");
     assert_eq!(service, Some(&Value::StringValue("warmroute".to_owned())));
+}
+
+/// The program itself, from the stream's metadata to the collector.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_one_span_with_its_decision_and_who_served() {
+    let (collector, mut received) = start_collector().await;
+    let settings = format!("log: {{format: json}}\ntrace: {{otlp_endpoint: 'http://{collector}'}}");
+    let mut process = Process::start("trace", ([127, 0, 0, 1], 0).into(), &settings);
+    let addresses = process.wait_for_log("warmroute is starting");
+    let url = format!("http://{}", addresses["extproc"].as_str().unwrap());
+    let client = ExternalProcessorClient::connect(url).await.unwrap();
+    let mut stream = EnvoyStream::open_with(client, envoy_metadata("01")).await;
+    stream.post("/v1/completions", br#"{"model":"tiny","prompt":"secret"}"#).await;
+    let served = Request::ResponseHeaders(headers(&[(":status", "200")], false));
+    stream.exchange(ProcessingRequest { request: Some(served), ..Default::default() }).await;
+    drop(stream);
+    process.terminate();
+    assert!(process.child.wait().unwrap().success());
+
+    let spans = spans_in(&mut received);
+    let [(_, span)] = spans.as_slice() else { panic!("expected one span: {spans:?}") };
+    assert_eq!((span.name.as_str(), span.kind()), ("warmroute.route", SpanKind::Server));
+    assert_eq!(
+        (hex::encode(&span.trace_id), hex::encode(&span.parent_span_id)),
+        (TRACE_ID.into(), ENVOY_SPAN_ID.into())
+    );
+    let text = |text: &str| Some(Value::StringValue(text.to_owned()));
+    for (key, expected) in [
+        (attribute::REQUEST_MODEL, text("tiny")),
+        (attribute::OPERATION_NAME, text("text_completion")),
+        (attribute::SERVER_ADDRESS, text("127.0.0.1")),
+        (attribute::SERVER_PORT, Some(Value::IntValue(1))),
+        (attribute::DECISION_OUTCOME, text("fallback")),
+        (attribute::DECISION_FALLBACK, text("no_index")),
+        (attribute::RESPONSE_STATUS_CODE, Some(Value::IntValue(200))),
+    ] {
+        assert_eq!(value(&span.attributes, key), expected.as_ref(), "{key}");
+    }
+    assert!(!format!("{spans:?}").contains("secret"));
 }
 
 #[tokio::test]
