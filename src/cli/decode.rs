@@ -34,8 +34,7 @@ fn answer(line: &str) -> Result<Value, String> {
     Ok(batch_json(&batch))
 }
 
-/// A batch as `warmroute decode` shows it.
-pub fn batch_json(batch: &EventBatch<'_>) -> Value {
+fn batch_json(batch: &EventBatch<'_>) -> Value {
     let events: Vec<Value> = batch.events.iter().map(event_json).collect();
     json!({ "ts": batch.ts, "rank": batch.rank, "events": events, "skipped": batch.n_skipped })
 }

@@ -6,35 +6,16 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::captures::{captures, frames};
+use crate::wire::normalized_event;
 
-/// `decoded` of a capture, in the form of `warmroute decode`. Array events get the names of their positions.
+/// `decoded` of a capture, in the form of `warmroute decode`.
 fn expected(batch: &Value) -> Value {
     let events: Vec<Value> = batch[1].as_array().unwrap().iter().map(expected_event).collect();
     json!({ "ts": batch[0], "rank": batch[2], "events": events, "skipped": 0 })
 }
 
 fn expected_event(event: &Value) -> Value {
-    const STORED: [&str; 11] = [
-        "type",
-        "block_hashes",
-        "parent_block_hash",
-        "token_ids",
-        "block_size",
-        "lora_id",
-        "medium",
-        "lora_name",
-        "extra_keys",
-        "group_idx",
-        "kv_cache_spec_kind",
-    ];
-    const REMOVED: [&str; 4] = ["type", "block_hashes", "medium", "group_idx"];
-    let named =
-        |names: &[&str]| names.iter().map(|name| (*name).to_owned()).zip(event.as_array().unwrap().clone()).collect();
-    let event = match event[0].as_str() {
-        Some("BlockStored") => Value::Object(named(&STORED)),
-        Some(_) => Value::Object(named(&REMOVED)),
-        None => event.clone(),
-    };
+    let event = normalized_event(event);
     let mut fields = json!({ "type": event["type"] });
     if event["type"] != "AllBlocksCleared" {
         fields["block_hashes"] = event["block_hashes"].as_array().unwrap().iter().map(low64).collect();

@@ -82,7 +82,8 @@ fn normalized(decoded: &Value) -> Value {
     json!({ "rank": decoded[2], "events": events })
 }
 
-fn normalized_event(event: &Value) -> Value {
+/// An event as a map, with the fields that are absent as nulls.
+pub(crate) fn normalized_event(event: &Value) -> Value {
     let tag = event.get("type").unwrap_or(&event[0]);
     let names: &[&str] = match tag.as_str().unwrap() {
         "BlockStored" => &STORED,
