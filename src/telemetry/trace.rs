@@ -70,7 +70,7 @@ pub fn request_span(metadata: &MetadataMap) -> Span {
 pub mod attribute {
     /// Status of the span: `error` or `ok`.
     pub const STATUS_CODE: &str = "otel.status_code";
-    /// Model that the request names.
+    /// Model of the pool that the request was routed in, also where the request used an alias or an adapter.
     pub const REQUEST_MODEL: &str = "gen_ai.request.model";
     /// `chat` or `text_completion`.
     pub const OPERATION_NAME: &str = "gen_ai.operation.name";
@@ -78,7 +78,7 @@ pub mod attribute {
     pub const SERVER_ADDRESS: &str = "server.address";
     /// Port of the picked endpoint.
     pub const SERVER_PORT: &str = "server.port";
-    /// Status of the endpoint's response, or of ours.
+    /// Status of the response, as Envoy shows it to us.
     pub const RESPONSE_STATUS_CODE: &str = "http.response.status_code";
     /// [`Outcome`](crate::routing::pick::Outcome) of the decision.
     pub const DECISION_OUTCOME: &str = "warmroute.decision.outcome";
