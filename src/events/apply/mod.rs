@@ -156,7 +156,7 @@ impl Applier {
         }
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.stats.n_cleared.add(1_u64);
         if let Some(Generation { slot: Some((_, slot)), .. }) = &mut self.generation {
             slot.clear();
