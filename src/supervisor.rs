@@ -204,6 +204,7 @@ fn follow_events(model: &config::Model, set: &EndpointSet, events: &EventPlane) 
         algorithm: model.block_hash.algorithm,
         pythonhashseed: model.block_hash.pythonhashseed.clone(),
         adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
+        reports: false,
     });
     for (endpoint, listed) in set.endpoints.iter().zip(&model.discovery.fixed) {
         let Some(publisher) = &listed.events else { continue };

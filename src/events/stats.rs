@@ -134,6 +134,10 @@ pub(super) struct SourceStats {
     pub(super) n_refused: Counter,
     pub(super) n_quarantines: Counter,
     pub(super) n_panics: Counter,
+    /// Blocks parked because their chain is not known back to its root.
+    pub(super) n_orphans: Counter,
+    /// Those of them that found no room: they are not credited in the keyspace Own.
+    pub(super) n_orphans_dropped: Counter,
 }
 
 /// A count that only grows.
