@@ -15,6 +15,7 @@
 //!
 //! Token ids and salts are never logged.
 
+mod image;
 mod proof;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use super::wire::{BlockRemoved, BlockStored, Event, EventBatch};
 use crate::routing::endpoint::EndpointId;
 use crate::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm};
 use crate::routing::index::{Keyspace, KeyspaceKind, PrefixIndex, SlotWriter};
+pub use image::Image;
 use proof::{Finding, Proof};
 
 /// Tokens per block beyond which a publisher is not believed: each block size costs a keyspace.

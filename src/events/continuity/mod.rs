@@ -47,6 +47,26 @@ impl SeqNo {
     }
 }
 
+/// xxh3-128 of a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PayloadDigest(pub u128);
+
+impl PayloadDigest {
+    /// Of these bytes.
+    pub fn of(payload: &[u8]) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_128(payload))
+    }
+}
+
+/// At this number the publisher sent this payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// The number.
+    pub seq: SeqNo,
+    /// The payload.
+    pub digest: PayloadDigest,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
