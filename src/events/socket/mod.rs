@@ -20,6 +20,7 @@ use tracing::error;
 
 pub use super::apply::ModelSettings;
 use super::apply::SourceName;
+use super::snapshot::{Snapshot, SourceKey};
 use super::stats::SourceStats;
 pub use super::stats::{SourceState, SourceStatus};
 use crate::routing::endpoint::EndpointId;
@@ -62,6 +63,7 @@ pub struct EventPlane {
     threads: Vec<EventThread>,
     /// What [`Self::status`] shows. Locked for as long as a list takes to copy.
     shown: Mutex<Vec<Shown>>,
+    offers: Mutex<std::collections::HashMap<SourceKey, Snapshot>>,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl EventPlane {
     /// Starts the threads; they write what sources hold to `index`.
     pub fn start(index: &Arc<PrefixIndex>) -> Self {
         let threads = (0..N_THREADS).map(|thread_idx| EventThread::start(thread_idx, index.clone())).collect();
-        Self { threads, shown: Mutex::default() }
+        Self { threads, shown: Mutex::default(), offers: Mutex::default() }
     }
 
     /// Follows one more source.
@@ -108,6 +110,16 @@ impl EventPlane {
     /// How each source does.
     pub fn status(&self) -> Vec<SourceStatus> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Shown::status).collect()
+    }
+
+    /// What is known of a source; none: nothing is.
+    pub fn snapshot(&self, key: &SourceKey) -> Option<Snapshot> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Offers what was known of a source.
+    pub fn offer(&self, snapshot: Snapshot) {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot.key.clone(), snapshot);
     }
 
     /// Stops following, takes all credit away and joins the threads. A second call does nothing.
