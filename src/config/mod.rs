@@ -562,10 +562,9 @@ models:
             ("events: {snapshots: {dir: ''}}", "events.snapshots.dir"),
             ("events: {snapshots: {dir: /d, interval: 5ms}}", "events.snapshots.interval"),
         ] {
-            let found = faults(
-                &format!("{setting}\n{FULL}").replace("selection: {header: x-gateway-destination-endpoint}\n", ""),
-                &[],
-            );
+            let (key, _) = setting.split_once(' ').expect("a setting has a key");
+            let others: Vec<&str> = FULL.lines().filter(|line| !line.starts_with(key)).collect();
+            let found = faults(&format!("{setting}\n{}", others.join("\n")), &[]);
             assert!(found.len() == 1 && found[0].starts_with(&format!("{path}: ")), "{setting}: {found:?}");
         }
         for address in ["0.0.0.0:8000", "127.0.0.1:0", "localhost:8000"] {
