@@ -117,3 +117,44 @@ fn body(encoded: Vec<u8>, permit: OwnedSemaphorePermit) -> Body {
     });
     Body::from_stream(chunks)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::index::{IndexLimits, PrefixIndex};
+
+    async fn permit(permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+        permits.clone().acquire_owned().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_counts_as_served_until_its_last_byte_is_sent_or_nobody_wants_it() {
+        let permits = Arc::new(Semaphore::new(1));
+        let encoded: Vec<u8> = (0..3 * CHUNK + 7).map(|at| at as u8).collect();
+
+        let unwanted = body(encoded.clone(), permit(&permits).await);
+        assert_eq!(permits.available_permits(), 0);
+        drop(unwanted);
+        let wanted = body(encoded.clone(), permit(&permits).await);
+        let sent = axum::body::to_bytes(wanted, usize::MAX).await.unwrap();
+
+        assert_eq!(sent, encoded);
+        assert_eq!(permits.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn those_who_come_too_many_are_told_to_come_again() {
+        let plane = Arc::new(EventPlane::start(&Arc::new(PrefixIndex::new(IndexLimits::default()))));
+        let shelf = Shelf { plane, metrics: Arc::default(), permits: Arc::new(Semaphore::new(1)) };
+        let ask = || one(State(shelf.clone()), Path(("m".into(), ([10, 0, 0, 1], 8000).into(), 0)));
+        let served = permit(&shelf.permits).await;
+
+        let refused = ask().await;
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.headers()[RETRY_AFTER], RETRY_SECONDS);
+
+        drop(served);
+        assert_eq!(ask().await.status(), StatusCode::NOT_FOUND, "nothing is known of the source");
+        assert_eq!(shelf.permits.available_permits(), 1);
+    }
+}
