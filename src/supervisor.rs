@@ -23,6 +23,7 @@ use crate::events::apply::ModelSettings;
 use crate::events::socket::{EventPlane, Source};
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::{Pool, Pools, Router};
+use crate::extproc::report::Reports;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::telemetry::metrics::{EndpointRow, Metrics, SourceRow};
@@ -189,6 +190,7 @@ fn build_pools(config: &Config, metrics: &Metrics, events: &EventPlane) -> Resul
             hasher: model.block_hash.hasher(),
             tokenizer: RemoteTokenizer::new(model.tokenizer.budget.0).map_err(Error::Tokenizer)?,
             endpoints: endpoints.clone(),
+            reports: model.events.report.then(|| Reports::new(config.limits.body_bytes)),
         });
         built.pools.add(&pool, &model.aliases, model.default);
         built.endpoints.push((model.name.clone(), endpoints));
@@ -214,6 +216,7 @@ fn follow_events(model: &config::Model, set: &EndpointSet, events: &EventPlane) 
             replay: listed.replay.as_ref().map(|replay| replay.as_str().to_owned()),
             rank: 0,
             model: settings.clone(),
+            endpoint_knowledge: endpoint.knowledge.clone(),
         });
     }
 }

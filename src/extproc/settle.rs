@@ -97,6 +97,7 @@ mod tests {
             hasher: None,
             tokenizer: RemoteTokenizer::new(Duration::from_millis(1)).expect("a client"),
             endpoints: watch::channel(Arc::new(set)).1,
+            reports: None,
         };
         let pick = Pick { endpoint: endpoints[0].clone(), matched_tokens: 0, alternate: None };
         let decision = Decision { model: "m".into(), pick, outcome: Outcome::NoMatch, prompt_tokens: 0 };

@@ -89,14 +89,20 @@ impl StreamState {
         }
     }
 
-    /// The decision that was asked for.
-    pub fn decided(&mut self, verdict: &Verdict) -> ProcessingResponse {
+    /// The decision that was asked for, and the request's body if it is to be another one.
+    pub fn decided(&mut self, verdict: &Verdict, body: Option<Vec<u8>>) -> ProcessingResponse {
         let step = match self.phase {
             Phase::Deciding(step) => step,
             _ => RequestStep::Body,
         };
         self.phase = Phase::Past;
-        self.replies.verdict(step, verdict)
+        let reply = self.replies.verdict(step, verdict);
+        // In all other modes the length has gone to the endpoint before the body came to us.
+        let may_replace = matches!(self.mode, Some(BodyMode::Buffered | BodyMode::BufferedPartial));
+        match body {
+            Some(body) if may_replace => reply::with_body(reply, body),
+            Some(_) | None => reply,
+        }
     }
 
     fn on_request_headers(&mut self, mode: BodyMode, message: &ProcessingRequest, headers: &HttpHeaders) -> Step {
@@ -217,7 +223,7 @@ mod tests {
         let Step::Decide { head, body } = state.on_message(request_body(b"{}")) else { panic!("expected to decide") };
         assert_eq!((head.path.as_str(), body.as_slice()), ("/v1/completions", &b"{}"[..]));
         assert!(!state.may_end(), "Envoy would pass the request on unrouted");
-        let reply = state.decided(&Verdict::Leave(Leave::UnknownModel));
+        let reply = state.decided(&Verdict::Leave(Leave::UnknownModel), None);
         assert_clears_routing_headers(reply.response.expect("a reply has a response"));
         assert!(state.may_end());
     }
@@ -227,7 +233,7 @@ mod tests {
         let mut state = state();
         let step = state.on_message(request_headers(true));
         assert!(matches!(&step, Step::Decide { body, .. } if body.is_empty()), "{step:?}");
-        let reply = state.decided(&Verdict::Leave(Leave::NoModel)).response.expect("a reply has a response");
+        let reply = state.decided(&Verdict::Leave(Leave::NoModel), None).response.expect("a reply has a response");
         assert!(matches!(reply, Response::RequestHeaders(_)));
         assert_clears_routing_headers(reply);
     }
@@ -239,7 +245,7 @@ mod tests {
             let step = state.on_message(with_mode(mode));
             assert!(matches!(step, Step::Decide { .. }), "{step:?}");
             assert_eq!(state.mode(), Some(expected));
-            state.decided(&Verdict::Leave(Leave::NoModel));
+            state.decided(&Verdict::Leave(Leave::NoModel), None);
             let Response::RequestBody(reply) = replied(state.on_message(request_body(b"x"))) else { panic!("in kind") };
             assert_eq!(reply.response, None, "a later piece does not undo the decision");
         }
@@ -255,7 +261,7 @@ mod tests {
     fn refusal_is_an_openai_error() {
         let mut state = state();
         state.on_message(request_headers(true));
-        let reply = state.decided(&Verdict::Refuse(Refusal::NoEndpoint)).response;
+        let reply = state.decided(&Verdict::Refuse(Refusal::NoEndpoint), None).response;
         let Some(Response::ImmediateResponse(ImmediateResponse { status, body, details, .. })) = reply else {
             panic!("expected an immediate response, found {reply:?}")
         };
@@ -348,7 +354,7 @@ mod tests {
                 assert!(is_in_kind(&message, &step), "order {order}: {message:?} {step:?}");
                 if let Step::Decide { .. } = step {
                     n_decided += 1;
-                    state.decided(&Verdict::Leave(Leave::NoModel));
+                    state.decided(&Verdict::Leave(Leave::NoModel), None);
                 }
             }
             assert!(n_decided <= 1, "order {order}");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warmroute::events::socket::{EventPlane, ModelSettings, Source, SourceState, SourceStatus};
-use warmroute::routing::endpoint::EndpointId;
+use warmroute::routing::endpoint::{EndpointId, Knowledge};
 use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
 use warmroute::routing::index::{IndexLimits, KeyKinds, Overlaps, PrefixIndex};
 
@@ -22,6 +22,8 @@ struct Router {
     index: Arc<PrefixIndex>,
     plane: EventPlane,
     hasher: Option<BlockHasher>,
+    /// As the request path sees the endpoint.
+    knowledge: Arc<Knowledge>,
 }
 
 impl Router {
@@ -32,6 +34,7 @@ impl Router {
     fn with_source(publisher: &FakePublisher, settings: ModelSettings, replay: Option<String>) -> Self {
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
         let plane = EventPlane::start(&index);
+        let knowledge = Arc::<Knowledge>::default();
         let hasher = BlockHasher::new(settings.algorithm, settings.pythonhashseed.as_deref()).ok();
         plane.add(Source {
             endpoint: ENDPOINT,
@@ -40,8 +43,9 @@ impl Router {
             replay,
             rank: 0,
             model: Arc::new(settings),
+            endpoint_knowledge: knowledge.clone(),
         });
-        Self { index, plane, hasher }
+        Self { index, plane, hasher, knowledge }
     }
 
     /// Blocks of the prompt that are credited.
@@ -157,6 +161,7 @@ fn bounded_buffer_makes_the_source_incomplete_but_useful() {
     (0..30).for_each(|number| publisher.publish(stored_prompt(number, 2)));
     let router = Router::following(&publisher, usual());
     router.wait_for("the incomplete state", |router| router.status().state == SourceState::Incomplete);
+    router.wait_for("requests to know of it", |router| router.knowledge.is_incomplete());
     let credited: Vec<u32> = (0..30).filter(|number| router.plain(&prompt(*number, 2)) == 2).collect();
     assert_eq!(credited, (20..30).collect::<Vec<_>>());
 }

@@ -11,6 +11,7 @@ use crate::events::apply::{Applier, SourceName};
 use crate::events::continuity::{Action, Continuity, Incident, Input, Phase, SeqNo};
 use crate::events::stats::SourceStats;
 use crate::events::wire::EventBatch;
+use crate::routing::endpoint::SourceKnowledge;
 use crate::routing::index::PrefixIndex;
 
 /// Messages of one kind read in a row, so that no source starves the others.
@@ -33,6 +34,7 @@ pub(super) struct Subscription {
     continuity: Continuity,
     applier: Applier,
     stats: Arc<SourceStats>,
+    knowledge: SourceKnowledge,
 }
 
 enum Connection {
@@ -67,6 +69,7 @@ impl Subscription {
             n_short_connections: 0,
             replay: None,
             stats,
+            knowledge: SourceKnowledge::new(source.endpoint_knowledge),
         }
     }
 
@@ -161,6 +164,7 @@ impl Subscription {
         let phase = self.continuity.phase();
         if phase != before {
             self.stats.set_state(phase.into());
+            self.knowledge.mark_incomplete(phase == Phase::Incomplete);
             self.log_phase(phase);
         }
     }
@@ -169,6 +173,7 @@ impl Subscription {
         match action {
             Action::StartGeneration(cause) => {
                 self.applier.start_generation();
+                self.knowledge.start_generation();
                 debug!(endpoint = %self.name.address, rank = self.name.rank, ?cause, "KV event source starts a generation");
             }
             Action::EndGeneration => {
