@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::admin::AdminState;
 use crate::admin::health::{Condition, Readiness};
+use crate::admin::sources::{self, ReadSources, SourceDigest};
 use crate::config::{self, Config};
 use crate::discovery::fixed::{EndpointIds, endpoint_set};
 use crate::events::apply::ModelSettings;
@@ -128,7 +129,8 @@ impl Running {
 
         let (shutdown, shutdown_admin) = (CancellationToken::new(), CancellationToken::new());
         let (mut tasks, mut admin) = (Tasks::default(), Tasks::default());
-        let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone() };
+        let state =
+            AdminState { metrics: metrics.clone(), readiness: readiness.clone(), sources: read_sources(&events) };
         admin.spawn("admin", crate::admin::run(admin_listener, state, shutdown_admin.clone()));
         let router = Arc::new(Router::new(built.pools, index, metrics));
         let extproc_config =
@@ -248,6 +250,27 @@ fn source_row(status: SourceStatus) -> SourceRow {
         n_replays: status.n_replays,
         n_decode_failures: status.n_decode_failures,
         n_skipped: status.n_skipped,
+    }
+}
+
+/// Lets the admin port show what each source knows.
+fn read_sources(events: &Arc<EventPlane>) -> ReadSources {
+    let events = events.clone();
+    ReadSources::new(move || events.status().iter().map(shown_source).collect())
+}
+
+fn shown_source(status: &SourceStatus) -> sources::SourceRow {
+    sources::SourceRow {
+        model: status.model.clone(),
+        endpoint: status.address,
+        rank: status.rank,
+        state: status.state.as_str(),
+        last_seq: status.last_seq.map(|seq| seq.0),
+        digest: SourceDigest { n_blocks: status.n_blocks, sum: None },
+        proved: status.proved.names(),
+        generations: status.n_generations,
+        gaps: status.n_gaps,
+        replays: status.n_replays,
     }
 }
 
