@@ -151,9 +151,10 @@ mod tests {
 
     use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, Metadata};
     use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+    use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
     use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
     use envoy_types::pb::envoy::service::ext_proc::v3::{
-        HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse, ProtocolConfiguration,
+        BodyMutation, HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse, ProtocolConfiguration,
     };
     use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 
@@ -255,6 +256,40 @@ mod tests {
     fn full_duplex_is_refused_rather_than_answered_wrongly() {
         let step = state().on_message(with_mode(BodySendMode::FullDuplexStreamed));
         assert!(matches!(step, Step::Unsupported(BodyMode::FullDuplexStreamed)), "{step:?}");
+    }
+
+    #[test]
+    fn body_is_replaced_with_its_length_and_only_where_the_length_has_not_gone_ahead() {
+        let new_body = |mode| {
+            let mut state = state();
+            if let Some(mode) = mode {
+                state.on_message(with_mode(mode));
+            } else {
+                state.on_message(request_headers(false));
+            }
+            if matches!(mode, None | Some(BodySendMode::Buffered | BodySendMode::BufferedPartial)) {
+                state.on_message(request_body(b"{}"));
+            }
+            let reply = state.decided(&Verdict::Leave(Leave::NoModel), Some(b"{ }".to_vec())).response;
+            let common = match reply {
+                Some(Response::RequestBody(body)) => body.response,
+                Some(Response::RequestHeaders(headers)) => headers.response,
+                other => panic!("expected a request step, found {other:?}"),
+            }
+            .expect("a request step always mutates headers");
+            let headers = common.header_mutation.expect("a request step always mutates headers");
+            assert_eq!(headers.remove_headers, ["x-gateway-destination-endpoint", "target-pod"]);
+            let set = headers.set_headers.into_iter().filter_map(|option| option.header);
+            (common.body_mutation, set.map(|header| (header.key, header.raw_value)).collect::<Vec<_>>())
+        };
+        for mode in [None, Some(BodySendMode::Buffered), Some(BodySendMode::BufferedPartial)] {
+            let (body, set) = new_body(mode);
+            assert_eq!(body, Some(BodyMutation { mutation: Some(Mutation::Body(b"{ }".to_vec())) }), "{mode:?}");
+            assert_eq!(set, [("content-length".to_owned(), b"3".to_vec())], "{mode:?}");
+        }
+        for mode in [BodySendMode::None, BodySendMode::Streamed] {
+            assert_eq!(new_body(Some(mode)), (None, vec![]), "{mode:?}");
+        }
     }
 
     #[test]

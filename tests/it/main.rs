@@ -10,6 +10,8 @@ mod fake_publisher;
 mod fakes;
 mod hash;
 mod process;
+mod report;
 mod router;
+mod tail;
 mod telemetry;
 mod wire;
