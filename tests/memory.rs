@@ -19,13 +19,13 @@ fn status(name: &str) -> Option<usize> {
 }
 
 fn slot(index: &PrefixIndex, n_tokens: u32, source: u32) -> SlotWriter {
-    let block_size = BlockSize::new(n_tokens).unwrap();
+    let block_size = BlockSize::new(n_tokens).expect("not 0");
     let keyspace = Keyspace { model: Arc::from("model"), block_size, kind: KeyspaceKind::Own };
-    index.acquire(&keyspace, Holder { endpoint: EndpointId(source), rank: 0, tier: Tier::Gpu }).unwrap()
+    index.acquire(&keyspace, Holder { endpoint: EndpointId(source), rank: 0, tier: Tier::Gpu }).expect("a slot is free")
 }
 
 fn hashes(source: u64, event_idx: u64) -> Vec<BlockHash> {
-    let first = source << 40 | event_idx * N_BLOCKS;
+    let first = (source << 40) + event_idx * N_BLOCKS;
     (first..first + N_BLOCKS).map(|number| BlockHash(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
 }
 
@@ -44,7 +44,7 @@ fn fill(slot: &mut SlotWriter, source: u64) {
 
 /// Fails if the process has ever taken more than 1.2 times `cap` since it had `before`.
 fn check(what: &str, index: &PrefixIndex, cap: usize, before: usize) {
-    let peak = status("VmHWM").unwrap() - before;
+    let peak = status("VmHWM").expect("it was there at the start") - before;
     let (n_blocks, n_counted) = (index.n_blocks(), index.n_bytes());
     eprintln!("{what}: {n_blocks} blocks, peak {} KiB, counted {} KiB", peak >> 10, n_counted >> 10);
     assert!(n_counted <= cap);
