@@ -201,8 +201,10 @@ impl PrefixIndex {
             match index.slots.acquire(holder) {
                 Acquired::Slot(slot) => return Some(SlotWriter::new(index, slot, holder)),
                 Acquired::Full => return None,
-                // Dropped since it was looked up. It may still be in the map for a moment.
-                Acquired::Closed => std::thread::yield_now(),
+                // Dropped since it was looked up; whoever does it may not have come to taking it out of the map.
+                Acquired::Closed => {
+                    let _ = self.keyspaces.pin().remove_if(keyspace, |_, found| found.slots.is_closed());
+                }
             }
         }
     }
