@@ -248,7 +248,7 @@ fn follow_events(model: &config::Model, set: &EndpointSet, events: &EventPlane) 
         algorithm: model.block_hash.algorithm,
         pythonhashseed: model.block_hash.pythonhashseed.clone(),
         adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
-        reports: false,
+        reports: model.events.report,
     });
     for (endpoint, listed) in set.endpoints.iter().zip(&model.discovery.fixed) {
         let Some(publisher) = &listed.events else { continue };
@@ -316,7 +316,7 @@ fn shown_source(status: &SourceStatus) -> sources::SourceRow {
         rank: status.rank,
         state: status.state.as_str(),
         last_seq: status.last_seq.map(|seq| seq.0),
-        digest: SourceDigest { n_blocks: status.n_blocks, sum: Some(status.digest.sum) },
+        digest: SourceDigest { n_blocks: status.digest.n_blocks, sum: status.digest.sum },
         proved: status.proved.names(),
         generations: status.n_generations,
         gaps: status.n_gaps,

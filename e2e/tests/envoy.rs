@@ -56,7 +56,7 @@ impl Setup {
         let dir = tempfile::tempdir().unwrap();
         let options = RouterOptions { replays: false, reports, ..RouterOptions::new(engines.addresses()) };
         let stack = Stack::start(dir.path(), &options).await.unwrap();
-        stack.wait_incomplete(engines.http()[0]).await.unwrap();
+        stack.wait_following(engines.http()[0]).await.unwrap();
         Self { stack, engines, _dir: dir }
     }
 
@@ -234,7 +234,7 @@ impl Echo {
 #[tokio::test]
 async fn clients_report_mode_is_cut_out_and_the_length_fits() {
     let Echo { stack, .. } = &Echo::start().await;
-    for n_words in [1, 1_000, 2_000_000] {
+    for n_words in [1, 1_000, 300_000] {
         let rest = format!(r#""model": "tiny", "odd": 1.50, "odd": [ ], "prompt": "{}""#, "kato ".repeat(n_words));
         let given = format!(r#"{{"vllm_xargs": {{"kv_cache_report_mode": "full"}}, {rest}}}"#);
         let expected = format!("{{{rest}}}");

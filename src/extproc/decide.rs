@@ -255,7 +255,7 @@ impl Router {
             Ok(Lookup { longest, .. }) => {
                 Found::Blocks { chain: &longest.hashes, is_credited: pick.matched_tokens >= longest.n_tokens }
             }
-            Err(Fallback::NoIndex) if routed.pool.hasher.is_some() => Found::NoIndex,
+            Err(Fallback::NoIndex) => Found::NoIndex,
             Err(_) => return None,
         };
         let extended = reports.extend(body, &pick.endpoint, found, self.now())?;

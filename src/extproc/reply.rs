@@ -121,7 +121,7 @@ fn common(step: RequestStep, response: Option<CommonResponse>) -> ProcessingResp
 
 /// Lets a request go on with another body than the client's; a reply to anything but the body stays as it is.
 ///
-/// The length goes with it: Envoy drops the request's own header or refuses the reply where the two differ, depending on its version.
+/// The length goes with it: Envoy (1.40.0) sends on the one that we set, also for a body that came in chunks.
 pub fn with_body(mut reply: ProcessingResponse, body: Vec<u8>) -> ProcessingResponse {
     if let Some(Response::RequestBody(BodyResponse { response: Some(common) })) = &mut reply.response {
         let value = body.len().to_string().into_bytes();

@@ -291,7 +291,9 @@ impl Subscription {
             self.log_phase(phase);
         }
         self.stats.set_state(SourceState::of(phase, self.applier.is_full()));
-        self.knowledge.mark_incomplete(phase == Phase::Incomplete);
+        // Without a replay, a stream that has brought nothing yet does not tell what came before.
+        let is_blind = self.replayer.is_none() && phase == Phase::Live && self.continuity.overlap().is_none();
+        self.knowledge.mark_incomplete(phase == Phase::Incomplete || is_blind);
     }
 
     fn obey(&mut self, now: Duration, action: Action) {
@@ -323,9 +325,9 @@ impl Subscription {
     fn restore(&mut self, now: Duration) {
         let (endpoint, rank) = (self.name.address, self.name.rank);
         let snapshot = self.offer.take();
+        self.knowledge.start_generation();
         if snapshot.is_some_and(|snapshot| self.applier.restore(&snapshot.image)) {
             self.stats.n_restored.add(1_u64);
-            self.knowledge.start_generation();
             info!(%endpoint, rank, "KV event source goes on from a snapshot");
         } else {
             warn!(%endpoint, rank, "snapshot of a KV event source does not fit the settings");
