@@ -47,7 +47,7 @@ pub struct ModelSettings {
 }
 
 /// Which rank of which endpoint a source is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SourceName {
     pub(super) endpoint: EndpointId,
     pub(super) address: SocketAddr,
@@ -156,11 +156,13 @@ impl Applier {
         }
     }
 
-    fn clear(&mut self) {
+    /// Takes the credit of all blocks away, as `AllBlocksCleared` does; the generation goes on.
+    pub(super) fn clear(&mut self) {
         self.stats.n_cleared.add(1_u64);
         if let Some(Generation { slot: Some((_, slot)), .. }) = &mut self.generation {
             slot.clear();
         }
+        self.show();
     }
 
     fn show(&self) {

@@ -54,6 +54,10 @@ impl Source {
     fn name(&self) -> SourceName {
         SourceName { endpoint: self.endpoint, address: self.address, rank: self.rank }
     }
+
+    fn place(&self) -> Place {
+        Place { events: self.events.clone(), replay: self.replay.clone() }
+    }
 }
 
 /// Follows the KV events of all sources; see the module.
@@ -73,14 +77,25 @@ struct EventThread {
 #[derive(Debug)]
 struct Shown {
     name: SourceName,
+    place: Place,
     model: Arc<str>,
     stats: Arc<SourceStats>,
+}
+
+/// Where a source is followed: one that moves is another source.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    events: String,
+    replay: Option<String>,
 }
 
 #[derive(Debug)]
 enum Command {
     Add(Box<Source>, Arc<SourceStats>),
     Remove(EndpointId),
+    RemoveSource(SourceName),
+    Cleared(EndpointId),
+    Suspect(EndpointId),
     Stop,
 }
 
@@ -93,10 +108,44 @@ impl EventPlane {
 
     /// Follows one more source.
     pub fn add(&self, source: Source) {
+        self.add_to(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner), source);
+    }
+
+    fn add_to(&self, shown: &mut Vec<Shown>, source: Source) {
         let stats = Arc::<SourceStats>::default();
-        let shown = Shown { name: source.name(), model: source.model.model.clone(), stats: stats.clone() };
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
+        let model = source.model.model.clone();
+        shown.push(Shown { name: source.name(), place: source.place(), model, stats: stats.clone() });
         self.thread_of(source.endpoint).send(Command::Add(Box::new(source), stats));
+    }
+
+    /// Makes these the sources of an endpoint: those that it has already go on undisturbed, others are no longer followed,
+    /// and new ones are.
+    pub fn reconcile(&self, endpoint: EndpointId, sources: Vec<Source>) {
+        // Held for as long as the commands take to send, so that two calls for one endpoint do not mix.
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.retain(|old| {
+            let is_wanted = |source: &Source| source.rank == old.name.rank && source.place() == old.place;
+            let stays = old.name.endpoint != endpoint || sources.iter().any(is_wanted);
+            if !stays {
+                self.thread_of(endpoint).send(Command::RemoveSource(old.name));
+            }
+            stays
+        });
+        for source in sources {
+            if !shown.iter().any(|old| old.name == source.name()) {
+                self.add_to(&mut shown, source);
+            }
+        }
+    }
+
+    /// An engine is known to have dropped its cache: all credit of the endpoint goes, as if it had said so.
+    pub fn cleared(&self, endpoint: EndpointId) {
+        self.thread_of(endpoint).send(Command::Cleared(endpoint));
+    }
+
+    /// An engine may be another process than the one that is followed: its sources prove it is not, or begin anew.
+    pub fn suspect(&self, endpoint: EndpointId) {
+        self.thread_of(endpoint).send(Command::Suspect(endpoint));
     }
 
     /// Stops following all sources of an endpoint, and takes their credit away.
@@ -150,7 +199,7 @@ impl EventThread {
 
 impl Shown {
     fn status(&self) -> SourceStatus {
-        let Self { name, model, stats } = self;
+        let Self { name, model, stats, place: _ } = self;
         SourceStatus {
             model: model.clone(),
             endpoint: name.endpoint,
@@ -208,10 +257,25 @@ impl Worker {
                 Ok(Command::Remove(endpoint)) => {
                     self.followed.retain(|followed| followed.subscription.name().endpoint != endpoint);
                 }
+                Ok(Command::RemoveSource(name)) => {
+                    self.followed.retain(|followed| followed.subscription.name() != name);
+                }
+                Ok(Command::Cleared(endpoint)) => {
+                    self.subscriptions_of(endpoint).for_each(Subscription::clear);
+                }
+                Ok(Command::Suspect(endpoint)) => {
+                    let now = self.started.elapsed();
+                    self.subscriptions_of(endpoint).for_each(|subscription| subscription.reconnect(now));
+                }
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
         }
+    }
+
+    fn subscriptions_of(&mut self, endpoint: EndpointId) -> impl Iterator<Item = &mut Subscription> {
+        let subscriptions = self.followed.iter_mut().map(|followed| &mut followed.subscription);
+        subscriptions.filter(move |subscription| subscription.name().endpoint == endpoint)
     }
 
     fn follow(&mut self, source: Source, stats: Arc<SourceStats>) {

@@ -74,6 +74,18 @@ impl Subscription {
         self.name
     }
 
+    /// The engine has dropped its cache and may never say so itself.
+    pub(super) fn clear(&mut self) {
+        self.applier.clear();
+    }
+
+    /// Drops the connection, so that the next one shows whose it is.
+    pub(super) fn reconnect(&mut self, now: Duration) {
+        if let Connection::Open { since, .. } = self.connection {
+            self.close(now, since);
+        }
+    }
+
     /// The sockets to wait on.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &zmq::Socket> {
         let link = self.connection.link().into_iter().flat_map(Link::sockets);
