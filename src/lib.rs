@@ -15,6 +15,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod discovery;
+pub mod engine;
 pub mod events;
 pub mod extproc;
 pub mod request;

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
+use warmroute::engine::{Access, EngineClient};
 use warmroute::extproc::decide::{Pool, Pools, Router};
 use warmroute::extproc::{self, Config};
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
@@ -120,7 +121,7 @@ impl FakeRouter {
             model: "tiny".into(),
             adapters: vec![("lora-a".into(), "path".into())],
             hasher: Some(hasher.clone()),
-            tokenizer: RemoteTokenizer::new(Duration::from_millis(300)).unwrap(),
+            tokenizer: RemoteTokenizer::new(EngineClient::new(&Access::default()).unwrap(), Duration::from_millis(300)),
             endpoints: receiver,
         });
         let mut pools = Pools::default();
@@ -138,10 +139,22 @@ impl FakeRouter {
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.
     pub(crate) fn warm(&self, endpoint_idx: usize, tokens: &[u32], scope: &Scope, proved: KeyKinds) -> SlotWriter {
+        self.warm_rank(endpoint_idx, 0, tokens, scope, proved)
+    }
+
+    /// [`Self::warm`] for one data-parallel rank.
+    pub(crate) fn warm_rank(
+        &self,
+        endpoint_idx: usize,
+        rank: u32,
+        tokens: &[u32],
+        scope: &Scope,
+        proved: KeyKinds,
+    ) -> SlotWriter {
         let block_size = BlockSize::new(BLOCK_SIZE).unwrap();
         let kind = KeyspaceKind::Engine { algorithm: self.hasher.algorithm(), root: self.hasher.root() };
         let keyspace = Keyspace { model: "tiny".into(), block_size, kind };
-        let holder = Holder { endpoint: self.endpoints[endpoint_idx].id, rank: 0, tier: Tier::Gpu };
+        let holder = Holder { endpoint: self.endpoints[endpoint_idx].id, rank, tier: Tier::Gpu };
         let mut slot = self.index.acquire(&keyspace, holder).unwrap();
         slot.store(&self.hasher.scoped_chain(tokens, block_size, scope));
         slot.prove(proved);
