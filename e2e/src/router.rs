@@ -97,7 +97,8 @@ impl Router {
     /// # Errors
     /// When it does not answer.
     pub async fn metrics(&self) -> Result<String> {
-        let answer = reqwest::get(format!("http://{}/metrics", self.admin)).await.context("GET /metrics")?;
+        let request = crate::http::client().get(format!("http://{}/metrics", self.admin));
+        let answer = request.send().await.context("GET /metrics")?;
         answer.text().await.context("GET /metrics: answer")
     }
 }

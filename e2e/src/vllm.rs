@@ -185,7 +185,7 @@ impl VllmServer {
             .stdout(Stdio::from(log_file))
             .stderr(Stdio::from(log_file_too));
         let group = ProcessGroup::spawn("vLLM", &mut command)?;
-        let http = reqwest::Client::builder().no_proxy().build().context("HTTP client")?;
+        let http = crate::http::client();
         Ok(Self { group, ports, log, http })
     }
 

@@ -19,8 +19,8 @@ use super::{Finding, OnFinding};
 use crate::engine::{self, EngineClient};
 use crate::routing::endpoint::{Endpoint, EndpointSet};
 
-/// Pause between two questions that are answered: how long a change of ranks or ports may go unnoticed.
-const INTERVAL: Duration = Duration::from_secs(30);
+/// What [`Ask::interval`] is but in tests: how long a change of ranks or ports may go unnoticed.
+pub const INTERVAL: Duration = Duration::from_secs(30);
 /// Mean of the first pause after a failure, doubled; full jitter draws from nothing to twice the mean.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// A bound for one question, above the pauses of a busy API server.
@@ -34,6 +34,8 @@ pub struct Ask {
     pub endpoints: watch::Receiver<Arc<EndpointSet>>,
     /// Asks them.
     pub client: EngineClient,
+    /// Pause between two questions to an endpoint that answers, and the longest one after failures.
+    pub interval: Duration,
     /// Takes [`Finding::Sources`] and [`Finding::Refused`].
     pub on_finding: OnFinding,
 }
@@ -54,9 +56,10 @@ impl Ask {
     /// # Errors
     /// None.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
-        let Self { endpoints, client, on_finding } = self;
+        let Self { endpoints, client, interval, on_finding } = self;
         visit_all(endpoints, shutdown, |endpoint| {
-            Visit { endpoint, client: client.clone(), on_finding: on_finding.clone(), last: Answer::default() }.run()
+            let (client, on_finding) = (client.clone(), on_finding.clone());
+            Visit { endpoint, client, interval, on_finding, last: Answer::default() }.run()
         })
         .await;
         Ok(())
@@ -67,6 +70,7 @@ impl Ask {
 struct Visit {
     endpoint: Arc<Endpoint>,
     client: EngineClient,
+    interval: Duration,
     on_finding: OnFinding,
     last: Answer,
 }
@@ -82,7 +86,7 @@ impl Visit {
                     n_failures + 1
                 }
             };
-            tokio::time::sleep(pause(n_failures)).await;
+            tokio::time::sleep(pause(n_failures, self.interval)).await;
         }
     }
 
@@ -127,10 +131,10 @@ impl Visit {
 }
 
 /// How long to wait after so many failures in a row.
-fn pause(n_failures: u32) -> Duration {
+fn pause(n_failures: u32, interval: Duration) -> Duration {
     match n_failures {
-        0 => with_jitter(INTERVAL),
-        n => (FIRST_BACKOFF * 2_u32.pow(n.min(8))).min(INTERVAL).mul_f64(fastrand::f64()),
+        0 => with_jitter(interval),
+        n => (FIRST_BACKOFF * 2_u32.pow(n.min(8))).min(interval).mul_f64(fastrand::f64()),
     }
 }
 
@@ -140,12 +144,12 @@ mod tests {
 
     #[test]
     fn pauses_grow_with_failures_up_to_the_interval_and_are_spread() {
-        let longest = |n_failures| (0..1_000).map(|_| pause(n_failures)).max().expect("some");
+        let longest = |n_failures| (0..1_000).map(|_| pause(n_failures, INTERVAL)).max().expect("some");
         for (n_failures, most) in [(1, 2), (2, 4), (3, 8), (5, 30), (4_000_000_000, 30)] {
             let most = Duration::from_secs(most);
             let longest = longest(n_failures);
             assert!(longest <= most && longest > most.mul_f64(0.9), "{longest:?} after {n_failures} failures");
         }
-        assert!((0..1_000).all(|_| pause(0) >= INTERVAL));
+        assert!((0..1_000).all(|_| pause(0, INTERVAL) >= INTERVAL));
     }
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, Tasks};
 use crate::config::{self, Config, StaticEndpoint};
-use crate::discovery::ask::Ask;
+use crate::discovery::ask::{self, Ask};
 use crate::discovery::event_sources::RankSource;
 use crate::discovery::fixed::{EndpointIds, endpoint_set};
 use crate::discovery::scrape::Scrape;
@@ -84,7 +84,7 @@ impl BuiltPools {
         let on_finding: OnFinding = Arc::new(move |endpoint, finding| follower.take(endpoint, finding));
         if model.events.discover {
             let (endpoints, client, on_finding) = (endpoints.clone(), client.clone(), on_finding.clone());
-            self.asking.push(Ask { endpoints, client, on_finding });
+            self.asking.push(Ask { endpoints, client, interval: ask::INTERVAL, on_finding });
         }
         if let Some(interval) = model.events.scrape {
             let (endpoints, client) = (endpoints.clone(), client.clone());

@@ -312,6 +312,13 @@ pub(crate) fn destination(reply: &ProcessingResponse) -> Option<String> {
     header
 }
 
+/// Value of a header that a reply sets.
+pub(crate) fn set_header(reply: &ProcessingResponse, name: &str) -> Option<String> {
+    let headers = mutation(reply).set_headers.into_iter().filter_map(|option| option.header);
+    let header = headers.into_iter().find(|header| header.key == name)?;
+    Some(String::from_utf8(header.raw_value).unwrap())
+}
+
 fn metadata(reply: &ProcessingResponse) -> Option<String> {
     use envoy_types::pb::google::protobuf::value::Kind;
     let namespace = reply.dynamic_metadata.as_ref()?.fields.get("envoy.lb")?;

@@ -5,6 +5,7 @@
 
 mod captures;
 mod cli;
+mod engine;
 mod events;
 mod fake_publisher;
 mod fakes;

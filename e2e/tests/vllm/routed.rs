@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 
 use e2e::engines::Engines;
 use e2e::envoy::SERVED_BY;
+use e2e::http::client;
 use e2e::router::RouterOptions;
 use e2e::stack::Stack;
 use e2e::vllm::{LORA, LORA_PATH, MODEL, VllmOptions};
-use reqwest::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use warmroute::routing::hash::HashAlgorithm;
@@ -40,7 +40,7 @@ impl Setup {
     async fn ask(&self, path: &str, body: &Value) -> (SocketAddr, Value, u64) {
         self.stack.wait_quiet().await.unwrap();
         let before = self.stack.matched_tokens().await.unwrap();
-        let response = Client::new().post(self.stack.url(path)).json(body).send().await.unwrap();
+        let response = client().post(self.stack.url(path)).json(body).send().await.unwrap();
         assert_eq!(response.status(), 200, "{path} {body}");
         let served = response.headers()[SERVED_BY].to_str().unwrap().parse().unwrap();
         let answer = response.json().await.unwrap();
@@ -146,8 +146,7 @@ async fn requests_go_to_the_vllm_that_holds_their_prefix() {
     let engines = setup.engines.http();
     for (round, engine) in (0..).zip(engines.iter().chain(&engines)) {
         let body = json!({ "model": MODEL, "prompt": ids(200, 20 + round), "max_tokens": 1 });
-        let past_envoy =
-            Client::new().post(format!("http://{engine}/v1/completions")).json(&body).send().await.unwrap();
+        let past_envoy = client().post(format!("http://{engine}/v1/completions")).json(&body).send().await.unwrap();
         assert_eq!(past_envoy.status(), 200);
         setup.stack.wait_indexed(*engine, 1).await.unwrap();
         let (served, answer, predicted) = setup.ask("/v1/completions", &body).await;
