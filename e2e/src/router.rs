@@ -33,6 +33,9 @@ pub struct RouterOptions {
     pub model: String,
     /// `--prefix-caching-hash-algo` of the engines, `PYTHONHASHSEED` unset.
     pub algorithm: HashAlgorithm,
+    /// Whether the engines themselves are asked where they publish events, and the router is not told. By default it is told
+    /// and does not ask: what stands between router and engine in a test must not be gone round.
+    pub asks_for_sources: bool,
     /// Name and `lora_path` of each adapter that the engines have.
     pub adapters: Vec<(String, String)>,
     /// The engines.
@@ -43,7 +46,7 @@ impl RouterOptions {
     /// Engines with vLLM's default algorithm and no adapters.
     pub fn new(engines: Vec<EngineAddress>) -> Self {
         let model = ENGINE_MODEL.to_owned();
-        Self { model, algorithm: HashAlgorithm::Sha256, adapters: Vec::new(), engines }
+        Self { model, algorithm: HashAlgorithm::Sha256, asks_for_sources: false, adapters: Vec::new(), engines }
     }
 }
 
@@ -125,8 +128,13 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Value {
-    let engine =
-        |engine: &EngineAddress| json!({"address": engine.http, "events": engine.events, "replay": engine.replay});
+    let engine = |engine: &EngineAddress| {
+        if options.asks_for_sources {
+            json!({"address": engine.http})
+        } else {
+            json!({"address": engine.http, "events": engine.events, "replay": engine.replay})
+        }
+    };
     let adapter = |(name, path): &(String, String)| json!({"name": name, "path": path});
     json!({
         "listen": {"extproc": extproc, "admin": admin},
@@ -135,6 +143,7 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
             "name": options.model,
             "adapters": options.adapters.iter().map(adapter).collect::<Vec<_>>(),
             "block_hash": {"algorithm": options.algorithm.as_str()},
+            "events": {"discover": options.asks_for_sources},
             "tokenizer": {"kind": "remote"},
             "discovery": {"static": options.engines.iter().map(engine).collect::<Vec<_>>()},
         }],
