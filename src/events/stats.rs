@@ -112,6 +112,10 @@ pub(super) struct SourceStats {
     pub(super) n_decode_failures: Counter,
     pub(super) n_skipped: Counter,
     pub(super) n_refused: Counter,
+    /// Blocks parked because their chain is not known back to its root.
+    pub(super) n_orphans: Counter,
+    /// Those of them that found no room: they are not credited in the keyspace Own.
+    pub(super) n_orphans_dropped: Counter,
 }
 
 /// A count that only grows.

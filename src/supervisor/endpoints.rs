@@ -109,6 +109,7 @@ fn settings(model: &config::Model) -> Arc<ModelSettings> {
         algorithm: model.block_hash.algorithm,
         pythonhashseed: model.block_hash.pythonhashseed.clone(),
         adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
+        reports: false,
     })
 }
 

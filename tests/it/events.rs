@@ -78,7 +78,7 @@ impl Router {
 }
 
 fn settings(algorithm: HashAlgorithm) -> ModelSettings {
-    ModelSettings { model: MODEL.into(), algorithm, pythonhashseed: None, adapters: Vec::new() }
+    ModelSettings { model: MODEL.into(), algorithm, pythonhashseed: None, adapters: Vec::new(), reports: false }
 }
 
 fn usual() -> ModelSettings {
