@@ -6,6 +6,8 @@
 //! - event:     [`events`] → [`routing::index`]
 //! - discovery: [`discovery`] → [`routing::endpoint`], [`events`]
 //!
+//! What is asked of an engine over HTTP, by the request and the discovery flow, goes through [`engine`].
+//!
 //! [`routing`] is plain computation: no I/O, no clock, no log. `docs/architecture.md` has the table of
 //! who may import whom; `tests/layers.rs` holds it.
 
