@@ -12,5 +12,6 @@ mod fakes;
 mod hash;
 mod process;
 mod router;
+mod sources;
 mod telemetry;
 mod wire;
