@@ -372,3 +372,95 @@ fn decision(model: &Arc<str>, pick: Pick, lookup: &Result<Lookup, Fallback>) -> 
     };
     Decision { model: model.clone(), pick, outcome, prompt_tokens }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::routing::endpoint::{Endpoint, EndpointId};
+    use crate::routing::hash::{BlockSize, HashAlgorithm};
+    use crate::routing::index::{Holder, IndexLimits, SlotWriter, Tier};
+
+    const TOKENS: [u32; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+    struct Fixture {
+        router: Router,
+        pool: Arc<Pool>,
+        index: Arc<PrefixIndex>,
+    }
+
+    impl Fixture {
+        fn new(hasher: Option<BlockHasher>) -> Self {
+            let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
+            let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
+            let pool = Arc::new(Pool {
+                model: "tiny".into(),
+                adapters: vec![("lora-a".into(), "".into())],
+                hasher,
+                tokenizer: RemoteTokenizer::new(Duration::from_secs(1)).expect("a client"),
+                endpoints: watch::channel(Arc::new(set)).1,
+            });
+            let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+            let mut pools = Pools::default();
+            pools.add(&pool, &[], true);
+            let router = Router::new(pools, index.clone(), Arc::new(Metrics::new()));
+            Self { router, pool, index }
+        }
+
+        /// Lets a rank hold the first `n_blocks` blocks of [`TOKENS`] on a tier.
+        fn warm(&self, kind: KeyspaceKind, (endpoint, rank, tier): (u32, u32, Tier), n_blocks: usize) -> SlotWriter {
+            let keyspace = Keyspace { model: "tiny".into(), block_size: BlockSize::new(2).expect("not 0"), kind };
+            let holder = Holder { endpoint: EndpointId(endpoint), rank, tier };
+            let mut slot = self.index.acquire(&keyspace, holder).expect("a slot is free");
+            let hashes = self.pool.chain(&keyspace, &TOKENS, &Scope::default());
+            slot.store(&hashes[..n_blocks]);
+            slot.prove(KeyKinds::PLAIN);
+            slot
+        }
+
+        async fn decision(&self, model: &str) -> Decision {
+            let head = RequestHead { path: "/v1/completions".to_owned(), ..RequestHead::default() };
+            let body = serde_json::json!({ "model": model, "prompt": TOKENS }).to_string();
+            match self.router.decide(&head, body.as_bytes()).await {
+                Verdict::Route(routed) => routed.decision,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn engines_with_an_unknown_root_are_found_by_our_own_hashes() {
+        let fixture = Fixture::new(None);
+        assert_eq!(fixture.decision("tiny").await.outcome, Outcome::Fallback(Fallback::NoIndex));
+        let _slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 2);
+        let Decision { pick, outcome, .. } = fixture.decision("tiny").await;
+        assert_eq!((outcome, pick.endpoint.id, pick.matched_tokens), (Outcome::PrefixMatch, EndpointId(1), 4));
+        assert_eq!(pick.rank, Some(3));
+        assert_eq!(fixture.decision("lora-a").await.outcome, Outcome::NoMatch, "an adapter's blocks are others");
+    }
+
+    #[tokio::test]
+    async fn best_rank_over_all_keyspaces_and_tiers_decides() {
+        let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).expect("a known root");
+        let engine = KeyspaceKind::Engine { algorithm: hasher.algorithm(), root: hasher.root() };
+        let fixture = Fixture::new(Some(hasher));
+        let _slots = [
+            fixture.warm(engine.clone(), (0, 0, Tier::Gpu), 3),
+            fixture.warm(KeyspaceKind::Own, (1, 0, Tier::Gpu), 1),
+            fixture.warm(KeyspaceKind::Own, (1, 1, Tier::Gpu), 3),
+            fixture.warm(KeyspaceKind::Own, (1, 1, Tier::Cpu), 4),
+        ];
+        let pick = fixture.decision("tiny").await.pick;
+        assert_eq!((pick.endpoint.id, pick.rank), (EndpointId(1), Some(1)));
+        assert_eq!((pick.matched_tokens, pick.offloaded_tokens), (6, 2));
+        // Hashes of other settings than ours say nothing to us.
+        let other = BlockHasher::new(HashAlgorithm::Sha256, None).expect("a known root");
+        let other = Keyspace {
+            model: "tiny".into(),
+            block_size: BlockSize::new(2).expect("not 0"),
+            kind: KeyspaceKind::Engine { algorithm: other.algorithm(), root: other.root() },
+        };
+        assert!(fixture.pool.chain(&other, &TOKENS, &Scope::default()).is_empty());
+    }
+}

@@ -183,6 +183,8 @@ impl PrefixIndex {
         }
         // Here and not when a slot is released: sources come and go without their keyspaces doing so.
         keyspaces.retain(|_, index| !index.slots.close_if_unused());
+        // What was removed would otherwise be kept until there are 32 such, and their tables may be large.
+        papaya::Guard::flush(&self.keyspaces.guard());
         let create = || Arc::new(KeyspaceIndex::new(self.limits, self.account.clone()));
         Arc::clone(keyspaces.get_or_insert_with(keyspace.clone(), create))
     }
