@@ -53,7 +53,7 @@ pub struct Answered {
 /// # Errors
 /// When the HTTP client cannot be built. A request that fails is an [`Outcome`].
 pub async fn run(target: Target, workload: Arc<Workload>, n_done: Arc<AtomicUsize>) -> Result<Vec<Outcome>> {
-    let client = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build().context("HTTP client")?;
+    let client = crate::http::client_with_timeout(REQUEST_TIMEOUT);
     let next = Arc::new(AtomicUsize::new(0));
     let mut users = JoinSet::new();
     for _ in 0..workload.options.n_users {

@@ -77,7 +77,7 @@ impl Service {
     }
 
     async fn poll(&self, url: &str, limit: Duration) -> Result<()> {
-        let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build().context("HTTP client")?;
+        let http = crate::http::client_with_timeout(REQUEST_TIMEOUT);
         let deadline = Instant::now() + limit;
         loop {
             let answer = http.get(url).send().await;

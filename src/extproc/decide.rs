@@ -123,6 +123,8 @@ pub struct Routed {
     pub in_flight: InFlight,
     /// The pool it was picked from.
     pub pool: Arc<Pool>,
+    /// The data-parallel rank that the engine is told to use.
+    pub steered_rank: Option<u32>,
 }
 
 /// Why a request is left to Envoy's own policy.
@@ -237,11 +239,15 @@ impl Router {
         if !endpoints.synced {
             return (Verdict::Leave(Leave::NotSynced), None);
         }
-        let lookup = match request {
+        let mut lookup = match request {
             Ok(request) => self.look_up(target, &endpoints, request).await,
             Err(_) => Err(Fallback::UnreadableBody),
         };
-        let verdict = self.route(target, &endpoints, head.subset.as_deref(), &lookup);
+        if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
+            // The engine does as the client says, so what its other ranks hold is of no use.
+            lookup.matches.retain(|found| found.rank == rank);
+        }
+        let verdict = self.route(target, &endpoints, head, &lookup);
         let extended = self.extend(&verdict, &lookup, body);
         (verdict, extended)
     }
@@ -337,12 +343,12 @@ impl Router {
         &self,
         target: &Target,
         endpoints: &EndpointSet,
-        subset: Option<&[SocketAddr]>,
+        head: &RequestHead,
         lookup: &Result<Lookup, Fallback>,
     ) -> Verdict {
         let started = Instant::now();
         let matches = lookup.as_ref().map_or(&[][..], |lookup| &lookup.matches);
-        let is_allowed = |address: &SocketAddr| subset.is_none_or(|subset| subset.contains(address));
+        let is_allowed = |address: &SocketAddr| head.subset.as_ref().is_none_or(|subset| subset.contains(address));
         let now = self.now();
         let Some(pick) = pick(&candidates(endpoints, matches, is_allowed, now), &mut fastrand::Rng::new()) else {
             let is_empty = endpoints.endpoints.is_empty();
@@ -350,8 +356,9 @@ impl Router {
         };
         let in_flight = InFlight::new(pick.endpoint.clone(), now);
         self.metrics.observe_stage(Stage::Pick, started.elapsed());
+        let steered_rank = if head.rank.is_none() { steered_rank(&pick) } else { None };
         let decision = decision(&target.pool.model, pick, lookup);
-        Verdict::Route(Box::new(Routed { decision, in_flight, pool: target.pool.clone() }))
+        Verdict::Route(Box::new(Routed { decision, in_flight, pool: target.pool.clone(), steered_rank }))
     }
 
     fn timed<T>(&self, stage: Stage, step: impl FnOnce() -> T) -> T {
@@ -375,6 +382,14 @@ impl Router {
             Verdict::Refuse(refusal) => self.metrics.count_immediate_response(refusal.as_str()),
         }
     }
+}
+
+/// The rank whose match was credited, where there is more than one to choose from. Without a match vLLM balances its ranks
+/// by itself, and better, for it sees all their queues. The header is the same for every attempt: a runner-up without that
+/// rank would refuse the request.
+fn steered_rank(pick: &Pick) -> Option<u32> {
+    let rank = pick.rank.filter(|_| pick.endpoint.ranks.count() > 1)?;
+    pick.alternate.as_ref().is_none_or(|alternate| alternate.ranks.contains(rank)).then_some(rank)
 }
 
 fn scope(target: &Target, cache_salt: Option<String>) -> Scope {

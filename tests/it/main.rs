@@ -6,6 +6,7 @@
 mod captures;
 mod cli;
 mod dial_in;
+mod engine;
 mod events;
 mod fake_publisher;
 mod fakes;
@@ -14,6 +15,7 @@ mod process;
 mod report;
 mod router;
 mod snapshots;
+mod sources;
 mod tail;
 mod telemetry;
 mod wire;
