@@ -27,6 +27,7 @@ pub use values::{Human, TokenizerKind, ZmqEndpoint};
 
 use crate::engine::Access;
 use crate::routing::hash::{BlockHasher, HashAlgorithm};
+use crate::routing::index::IndexLimits;
 use crate::snapshots::Sibling;
 use crate::telemetry::LogFormat;
 
@@ -75,6 +76,9 @@ pub struct Selection {
 pub struct Limits {
     /// Largest request body in bytes, default 32 MiB. Set Envoy's buffer limit to the same value.
     pub body_bytes: usize,
+    /// Memory for the index of all models in bytes, default 2 GiB: about 20 million blocks of one engine each. At the limit
+    /// new blocks are refused, counted, and their sources shown as incomplete.
+    pub index_bytes: usize,
 }
 
 /// `log`: where it goes is standard error.
@@ -145,13 +149,21 @@ pub struct Model {
     pub discovery: Discovery,
 }
 
+impl Adapter {
+    /// Name and path, an empty path where it is not known: the form that the event plane and requests take.
+    pub fn named(&self) -> (Arc<str>, Arc<str>) {
+        (self.name.clone(), self.path.clone().unwrap_or_default())
+    }
+}
+
 /// `models[].adapters[]`
 #[derive(Clone, Debug, Serialize)]
 pub struct Adapter {
     /// As in the request's `model` field.
     pub name: Arc<str>,
-    /// `lora_path` as it was given to vLLM.
-    pub path: Arc<str>,
+    /// `lora_path` as it was given to vLLM, which is part of its block hashes; default none: blocks of the adapter are then
+    /// indexed by our own hashes.
+    pub path: Option<Arc<str>>,
 }
 
 /// `models[].block_hash`: what the engines were started with.
@@ -261,13 +273,18 @@ fn read_selection(node: &Node<'_>) -> Selection {
 }
 
 fn read_limits(node: &Node<'_>) -> Limits {
-    const EXPECTED: &str = "a number of bytes from 1024 to 1073741824";
-    let [body_bytes] = node.fields(["body_bytes"]);
-    let limit = body_bytes.or(32 << 20, EXPECTED);
-    if !(1 << 10..=1 << 30).contains(&limit) {
-        body_bytes.fault(limit, EXPECTED);
+    const BODY: &str = "a number of bytes from 1024 to 1073741824";
+    const INDEX: &str = "a number of bytes from 1048576 on";
+    let [body_bytes, index_bytes] = node.fields(["body_bytes", "index_bytes"]);
+    let body_limit = body_bytes.or(32 << 20, BODY);
+    if !(1 << 10..=1 << 30).contains(&body_limit) {
+        body_bytes.fault(body_limit, BODY);
     }
-    Limits { body_bytes: limit }
+    let index_limit = index_bytes.or(IndexLimits::default().bytes, INDEX);
+    if index_limit < 1 << 20 {
+        index_bytes.fault(index_limit, INDEX);
+    }
+    Limits { body_bytes: body_limit, index_bytes: index_limit }
 }
 
 fn read_log(node: &Node<'_>) -> Log {
@@ -368,8 +385,10 @@ fn each<T>(nodes: &[Node<'_>], read: impl Fn(&Node<'_>) -> Option<T>) -> Option<
 
 fn read_adapter(node: &Node<'_>) -> Option<Adapter> {
     let [name, path] = node.fields(["name", "path"]);
-    let (name, path) = (name.name("the adapter's name"), path.name("the adapter's lora_path"));
-    Some(Adapter { name: name?.into(), path: path?.into() })
+    Some(Adapter {
+        name: name.name("the adapter's name")?.into(),
+        path: path.string("the adapter's lora_path").map(Into::into),
+    })
 }
 
 fn read_block_hash(node: &Node<'_>) -> BlockHash {
@@ -537,6 +556,7 @@ models:
             ("trace: {sample_ratio: 2}", "trace.sample_ratio"),
             ("log: {filter: 'a=b=c'}", "log.filter"),
             ("limits: {body_bytes: 1}", "limits.body_bytes"),
+            ("limits: {index_bytes: 1}", "limits.index_bytes"),
             ("events: {siblings: ['https://h:1']}", "events.siblings[0]"),
             ("events: {snapshots: {dir: ''}}", "events.snapshots.dir"),
             ("events: {snapshots: {dir: /d, interval: 5ms}}", "events.snapshots.interval"),

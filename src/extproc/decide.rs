@@ -423,6 +423,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::engine::{Access, EngineClient};
     use crate::routing::endpoint::{Endpoint, EndpointId};
     use crate::routing::hash::{BlockSize, HashAlgorithm};
     use crate::routing::index::{Holder, IndexLimits, SlotWriter, Tier};
@@ -439,11 +440,13 @@ mod tests {
         fn new(hasher: Option<BlockHasher>) -> Self {
             let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
             let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
+            let client = EngineClient::new(&Access::default()).expect("a client");
             let pool = Arc::new(Pool {
                 model: "tiny".into(),
                 adapters: vec![("lora-a".into(), "".into())],
                 hasher,
-                tokenizer: RemoteTokenizer::new(Duration::from_secs(1)).expect("a client"),
+                tokenizer: RemoteTokenizer::new(client, Duration::from_secs(1)),
+                reports: None,
                 endpoints: watch::channel(Arc::new(set)).1,
             });
             let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
@@ -467,7 +470,7 @@ mod tests {
         async fn decision(&self, model: &str) -> Decision {
             let head = RequestHead { path: "/v1/completions".to_owned(), ..RequestHead::default() };
             let body = serde_json::json!({ "model": model, "prompt": TOKENS }).to_string();
-            match self.router.decide(&head, body.as_bytes()).await {
+            match self.router.decide(&head, body.as_bytes()).await.verdict {
                 Verdict::Route(routed) => routed.decision,
                 other => panic!("{other:?}"),
             }

@@ -65,7 +65,7 @@ impl BuiltPools {
         self.watch_events(model, &client, &endpoints, follower);
         let pool = Arc::new(Pool {
             model: model.name.clone(),
-            adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
+            adapters: model.adapters.iter().map(config::Adapter::named).collect(),
             hasher: model.block_hash.hasher(),
             tokenizer: RemoteTokenizer::new(client, model.tokenizer.budget.0),
             endpoints: endpoints.clone(),
@@ -111,7 +111,7 @@ fn settings(model: &config::Model) -> Arc<ModelSettings> {
         model: model.name.clone(),
         algorithm: model.block_hash.algorithm,
         pythonhashseed: model.block_hash.pythonhashseed.clone(),
-        adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
+        adapters: model.adapters.iter().map(config::Adapter::named).collect(),
         reports: model.events.report,
     })
 }

@@ -131,7 +131,8 @@ impl Running {
         );
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::default();
-        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        let index =
+            Arc::new(PrefixIndex::new(IndexLimits { bytes: config.limits.index_bytes, ..IndexLimits::default() }));
         let events = Arc::new(EventPlane::start_observed(&index, lag_observer(&metrics)));
         let snapshots = Snapshots::load(snapshots_config(&config.events), events.clone(), metrics.clone()).await;
         let mut built = BuiltPools::new(config, &metrics, &events)?;
