@@ -372,6 +372,7 @@ mod tests {
             stored(&json!(9), "sql"),
             removed(),
             json!({"type": "AllBlocksCleared"}),
+            json!({"type": "TierBlocksCleared", "medium": "CPU"}),
         ]);
         let found = lines(&mut Tail::new(Format::Text), Via::Live, 12, &payload);
         let expected = [
