@@ -76,7 +76,7 @@ pub struct Selection {
 pub struct Limits {
     /// Largest request body in bytes, default 32 MiB. Set Envoy's buffer limit to the same value.
     pub body_bytes: usize,
-    /// Memory for the index of all models in bytes, default 2 GiB: about 20 million blocks of one engine each. At the limit
+    /// Memory for the index of all models in bytes, default 2 GiB, about 20 million blocks. At the limit
     /// new blocks are refused, counted, and their sources shown as incomplete.
     pub index_bytes: usize,
 }

@@ -36,6 +36,7 @@ fn source(endpoint: EndpointId, rank: u32, publisher: &FakePublisher) -> Source 
         replay: Some(publisher.replay.clone()),
         rank,
         model: Arc::new(ModelSettings { model: "tiny".into(), algorithm, pythonhashseed, adapters, reports: false }),
+        endpoint_knowledge: Arc::default(),
     }
 }
 

@@ -12,6 +12,7 @@
 //!   proves nothing: only a round that brings nothing new but END, or a live batch that joins, ends the catching up.
 //! - A buffer that no longer begins at 0 is taken from where it begins; the source is then *incomplete*, until the snapshot of
 //!   one who knew more is offered and proved.
+//! - An engine that drops its whole cache makes an incomplete source complete: whatever it holds from then on is announced.
 //! - Batches that are gone for good, or that nobody can decode, may have held removals, so a new generation starts
 //!   behind them: knowledge is lost, but never wrong.
 //! - A live number that is not above the last one of the same connection is a duplicate if its payload is, else a restart.
@@ -164,6 +165,7 @@ impl Continuity {
                 self.consider_offer(now, &mut actions);
             }
             Input::NotRestored => self.known.iter_mut().for_each(|known| known.complete = false),
+            Input::Cleared => self.known.iter_mut().for_each(|known| known.complete = true),
             Input::Suspect => self.suspect(now, &mut actions),
             Input::Tick => self.tick(now, &mut actions),
         }
