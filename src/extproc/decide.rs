@@ -378,6 +378,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::engine::{Access, EngineClient};
     use crate::routing::endpoint::{Endpoint, EndpointId};
     use crate::routing::hash::{BlockSize, HashAlgorithm};
     use crate::routing::index::{Holder, IndexLimits, SlotWriter, Tier};
@@ -394,11 +395,12 @@ mod tests {
         fn new(hasher: Option<BlockHasher>) -> Self {
             let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
             let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
+            let client = EngineClient::new(&Access::default()).expect("a client");
             let pool = Arc::new(Pool {
                 model: "tiny".into(),
                 adapters: vec![("lora-a".into(), "".into())],
                 hasher,
-                tokenizer: RemoteTokenizer::new(Duration::from_secs(1)).expect("a client"),
+                tokenizer: RemoteTokenizer::new(client, Duration::from_secs(1)),
                 endpoints: watch::channel(Arc::new(set)).1,
             });
             let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
