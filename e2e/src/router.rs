@@ -36,7 +36,7 @@ pub struct RouterOptions {
     /// Whether the engines themselves are asked where they publish events, and the router is not told. By default it is told
     /// and does not ask: what stands between router and engine in a test must not be gone round.
     pub asks_for_sources: bool,
-    /// Name and `lora_path` of each adapter that the engines have.
+    /// Name and `lora_path` of each adapter that the engines have; an empty path is left out.
     pub adapters: Vec<(String, String)>,
     /// The engines.
     pub engines: Vec<EngineAddress>,
@@ -148,7 +148,10 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
             json!({"address": engine.http, "events": engine.events, "replay": replay})
         }
     };
-    let adapter = |(name, path): &(String, String)| json!({"name": name, "path": path});
+    let adapter = |(name, path): &(String, String)| {
+        let path = Some(path).filter(|path| !path.is_empty());
+        json!({"name": name, "path": path})
+    };
     json!({
         "listen": {"extproc": extproc, "admin": admin},
         "selection": {"header": "x-gateway-destination-endpoint"},

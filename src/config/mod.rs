@@ -135,7 +135,7 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// Whether requests that name no model come here; at most one model has it.
     pub default: bool,
-    /// LoRA adapters, with the paths they were loaded from: the path is part of vLLM's block hash.
+    /// LoRA adapters, with the paths they were loaded from where they are known: the path is part of vLLM's block hash.
     pub adapters: Vec<Adapter>,
     /// The engine's hash settings.
     pub block_hash: BlockHash,
@@ -149,20 +149,12 @@ pub struct Model {
     pub discovery: Discovery,
 }
 
-impl Adapter {
-    /// Name and path, an empty path where it is not known: the form that the event plane and requests take.
-    pub fn named(&self) -> (Arc<str>, Arc<str>) {
-        (self.name.clone(), self.path.clone().unwrap_or_default())
-    }
-}
-
 /// `models[].adapters[]`
 #[derive(Clone, Debug, Serialize)]
 pub struct Adapter {
     /// As in the request's `model` field.
     pub name: Arc<str>,
-    /// `lora_path` as it was given to vLLM, which is part of its block hashes; default none: blocks of the adapter are then
-    /// indexed by our own hashes.
+    /// `lora_path` as it was given to vLLM; null where it is not known: then the adapter's blocks are credited by their tokens.
     pub path: Option<Arc<str>>,
 }
 
@@ -385,10 +377,12 @@ fn each<T>(nodes: &[Node<'_>], read: impl Fn(&Node<'_>) -> Option<T>) -> Option<
 
 fn read_adapter(node: &Node<'_>) -> Option<Adapter> {
     let [name, path] = node.fields(["name", "path"]);
-    Some(Adapter {
-        name: name.name("the adapter's name")?.into(),
-        path: path.string("the adapter's lora_path").map(Into::into),
-    })
+    const PATH: &str = "the adapter's lora_path, or null where it is not known";
+    let (name, lora_path) = (name.name("the adapter's name"), path.string(PATH));
+    if lora_path.as_deref() == Some("") {
+        path.fault("nothing", PATH);
+    }
+    Some(Adapter { name: name?.into(), path: lora_path.map(Into::into) })
 }
 
 fn read_block_hash(node: &Node<'_>) -> BlockHash {
@@ -604,6 +598,16 @@ models:
         for expected in ["engine.ca: found /no/ca", "engine.ca: found certificates for", "engine.api_key_file: found"] {
             assert!(both.contains(expected), "{expected}\nis missing in\n{both}");
         }
+    }
+
+    #[test]
+    fn an_adapter_needs_no_path_but_an_empty_one_is_a_mistake() {
+        let yaml = |adapter: &str| FULL.replace("{name: lora-a, path: model/lora-a}", adapter);
+        for adapter in ["{name: lora-a}", "{name: lora-a, path: null}"] {
+            assert_eq!(parse(&yaml(adapter), &[]).expect("valid").models[0].adapters[0].path, None);
+        }
+        let found = faults(&yaml("{name: lora-a, path: ''}"), &[]);
+        assert!(found.len() == 1 && found[0].starts_with("models[0].adapters[0].path: found nothing"), "{found:?}");
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl BuiltPools {
         self.watch_events(model, &client, &endpoints, follower);
         let pool = Arc::new(Pool {
             model: model.name.clone(),
-            adapters: model.adapters.iter().map(config::Adapter::named).collect(),
+            adapters: adapters(model),
             hasher: model.block_hash.hasher(),
             tokenizer: RemoteTokenizer::new(client, model.tokenizer.budget.0),
             endpoints: endpoints.clone(),
@@ -111,9 +111,14 @@ fn settings(model: &config::Model) -> Arc<ModelSettings> {
         model: model.name.clone(),
         algorithm: model.block_hash.algorithm,
         pythonhashseed: model.block_hash.pythonhashseed.clone(),
-        adapters: model.adapters.iter().map(config::Adapter::named).collect(),
+        adapters: adapters(model),
         reports: model.events.report,
     })
+}
+
+/// Names and paths; an empty path is one that is not known.
+fn adapters(model: &config::Model) -> Vec<(Arc<str>, Arc<str>)> {
+    model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone().unwrap_or_default())).collect()
 }
 
 /// The ranks of an endpoint as the configuration has them; the reader of the configuration has seen that each has a port.
