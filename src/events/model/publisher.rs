@@ -1,0 +1,87 @@
+//! An engine process: its engine, its numbers and its replay buffer.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::announce::{Announcement, encode};
+use super::engine::{Engine, EngineTraits};
+
+/// Number of an engine process within a program: what a restart changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ProcessId(pub(super) u32);
+
+/// Which batch of which process: every batch says so in its timestamp, from which the checks read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) process: ProcessId,
+    pub(super) seq: u64,
+}
+
+impl Origin {
+    const N_SEQS: f64 = 1e6;
+
+    fn as_ts(self) -> f64 {
+        f64::from(self.process.0) * Self::N_SEQS + self.seq as f64
+    }
+
+    pub(super) fn of_ts(ts: f64) -> Self {
+        Self { process: ProcessId((ts / Self::N_SEQS) as u32), seq: (ts % Self::N_SEQS) as u64 }
+    }
+}
+
+/// An encoded batch and its number.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) seq: u64,
+    pub(super) payload: Rc<[u8]>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) id: ProcessId,
+    pub(super) engine: Engine,
+    next_seq: u64,
+    buffer: VecDeque<Message>,
+    /// Batches that the replay buffer keeps.
+    buffer_steps: usize,
+}
+
+impl Process {
+    pub(super) fn new(id: ProcessId, traits: EngineTraits, buffer_steps: usize) -> Self {
+        Self { id, engine: Engine::new(traits), next_seq: 0, buffer: VecDeque::new(), buffer_steps }
+    }
+
+    /// Some random work, and the batch that tells of it.
+    pub(super) fn publish(&mut self, rng: &mut fastrand::Rng) -> Option<Message> {
+        let announcements = self.engine.work(rng);
+        self.send(&announcements)
+    }
+
+    /// A batch in which every kind of prompt is shown.
+    pub(super) fn publish_all_kinds(&mut self, rng: &mut fastrand::Rng) -> Option<Message> {
+        let announcements = self.engine.show_all_kinds(rng);
+        self.send(&announcements)
+    }
+
+    /// What a replay from `from` on sends before END.
+    pub(super) fn replay(&self, from: u64) -> impl Iterator<Item = &Message> {
+        self.buffer.iter().filter(move |message| message.seq >= from)
+    }
+
+    /// A step without events sends nothing.
+    fn send(&mut self, announcements: &[Announcement]) -> Option<Message> {
+        if announcements.is_empty() {
+            return None;
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let ts = Origin { process: self.id, seq }.as_ts();
+        let message = Message { seq, payload: encode(ts, announcements, self.engine.traits.form).into() };
+        self.buffer.push_back(message.clone());
+        if self.buffer.len() > self.buffer_steps {
+            self.buffer.pop_front();
+        }
+        Some(message)
+    }
+}
