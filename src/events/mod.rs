@@ -8,6 +8,8 @@
 
 pub mod apply;
 pub mod continuity;
+#[cfg(test)]
+mod model;
 pub mod socket;
 pub mod stats;
 pub mod wire;

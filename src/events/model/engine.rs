@@ -4,7 +4,7 @@
 //! is drawn at random, since a router must not guess it either.
 
 use super::announce::{Announcement, Form, Medium};
-use super::library::{Kind, PROMPTS, Prompt};
+use super::library::{Kind, PROMPTS, Prompt, prompts_of_kind};
 use crate::routing::hash::{BlockHash, Digest};
 
 /// Copies that an offload tier keeps.
@@ -56,8 +56,8 @@ pub(super) struct Engine {
 #[derive(Debug, Default)]
 struct Step {
     announcements: Vec<Announcement>,
-    /// Positions of stores that begin a prompt and whose blocks were all cached before: a further copy.
-    second_copies: Vec<usize>,
+    /// Positions of stores that begin a prompt, and which of their blocks were cached before: a further copy each.
+    second_copies: Vec<(usize, Vec<BlockHash>)>,
 }
 
 impl Engine {
@@ -104,8 +104,9 @@ impl Engine {
     /// of the live stream can prove all kinds.
     pub(super) fn show_all_kinds(&mut self, rng: &mut fastrand::Rng) -> Vec<Announcement> {
         let mut step = Step::default();
-        for kind in Kind::ALL.into_iter().filter(|kind| self.traits.all_kinds || *kind == Kind::Plain) {
-            let prompt = rng.choice(PROMPTS.iter().filter(|prompt| prompt.kind == kind)).expect("there is one per kind");
+        let kinds: &[Kind] = if self.traits.all_kinds { &Kind::ALL } else { &[Kind::Plain] };
+        for &kind in kinds {
+            let prompt = rng.choice(prompts_of_kind(kind)).expect("there is one per kind");
             self.store(prompt, 0, 3, rng, &mut step);
         }
         self.doubt(&step);
@@ -113,8 +114,8 @@ impl Engine {
     }
 
     fn prefill(&mut self, rng: &mut fastrand::Rng, step: &mut Step) {
-        let wanted = |prompt: &&Prompt| self.traits.all_kinds || prompt.kind == Kind::Plain;
-        let prompt = rng.choice(PROMPTS.iter().filter(wanted)).expect("there are plain prompts");
+        let prompts = if self.traits.all_kinds { &PROMPTS[..] } else { prompts_of_kind(Kind::Plain) };
+        let prompt = rng.choice(prompts).expect("there are plain prompts");
         let end = rng.usize(1..=prompt.hashes.len());
         let n_hit = prompt.hashes[..end].iter().take_while(|hash| self.holds(**hash)).count();
         // The block with the last token is computed again; `prompt_logprobs` skips reading.
@@ -150,18 +151,15 @@ impl Engine {
         if !self.make_room(prompt, from, to - from, rng, step) {
             return;
         }
-        if from == 0 && prompt.hashes[..to].iter().all(|hash| self.holds(*hash)) {
-            step.second_copies.push(step.announcements.len());
-        }
         let sparse = self.traits.sliding.then_some(Announcement::Sparse { prompt, from, to });
         let (before, after) = if rng.bool() { (sparse, None) } else { (None, sparse) };
-        if let Some(Announcement::Sparse { .. }) = before.as_ref().or(after.as_ref()) {
+        if self.traits.sliding {
             self.sparse.push(prompt.digests[to - 1]);
         }
-        let is_second_copy = step.second_copies.last() == Some(&step.announcements.len());
         step.announcements.extend(before);
-        if is_second_copy {
-            *step.second_copies.last_mut().expect("it was pushed above") = step.announcements.len();
+        if from == 0 {
+            let copied = prompt.hashes[..to].iter().copied().filter(|hash| self.holds(*hash)).collect();
+            step.second_copies.push((step.announcements.len(), copied));
         }
         step.announcements.push(Announcement::Stored { prompt, from, to, medium: Medium::Gpu });
         step.announcements.extend(after);
@@ -226,11 +224,11 @@ impl Engine {
     /// A further copy that is continued in the same batch looks like a full report of a reused prefix, which adds no
     /// copy: whoever is careful counts it too low.
     fn doubt(&mut self, step: &Step) {
-        for &position in &step.second_copies {
-            let Some((prompt, _, to)) = step.announcements[position].stored_on_gpu() else { continue };
+        for (position, copied) in &step.second_copies {
+            let Some((prompt, _, to)) = step.announcements[*position].stored_on_gpu() else { continue };
             let continues = |later: &Announcement| later.parent() == Some(prompt.hashes[to - 1]);
             if step.announcements[position + 1..].iter().any(continues) {
-                self.in_doubt.extend(&prompt.hashes[..to]);
+                self.in_doubt.extend(copied);
             }
         }
     }

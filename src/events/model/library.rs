@@ -80,6 +80,14 @@ pub(super) static PROMPTS: LazyLock<Vec<Prompt>> = LazyLock::new(|| {
     prompts
 });
 
+/// The prompts of one kind, which lie side by side.
+pub(super) fn prompts_of_kind(kind: Kind) -> &'static [Prompt] {
+    let is_wanted = |prompt: &Prompt| prompt.kind == kind;
+    let first = PROMPTS.iter().position(is_wanted).expect("there are prompts of every kind");
+    let n_prompts = PROMPTS[first..].iter().take_while(|prompt| is_wanted(prompt)).count();
+    &PROMPTS[first..first + n_prompts]
+}
+
 /// The settings of every source.
 pub(super) fn settings() -> Arc<ModelSettings> {
     static SETTINGS: LazyLock<Arc<ModelSettings>> = LazyLock::new(|| {

@@ -37,6 +37,8 @@ const BASE: u64 = 1_000_000;
 const N_PROGRAMS: u64 = 2_000;
 const N_MANY_PROGRAMS: u64 = 100_000;
 const N_THREADS: u64 = 2;
+/// Failed programs that are named.
+const MAX_SHOWN: usize = 20;
 
 #[test]
 fn index_equals_the_engines_caches_after_random_faults() {
@@ -61,33 +63,42 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
 }
 
+/// Runs the programs, and goes on after one that failed, since how many fail in what way says more than the first one.
 fn run_all(n_programs: u64) {
     let base = number("WARMROUTE_MODEL_BASE").unwrap_or(BASE);
     let seeds = base..base + n_programs;
     println!("programs of the seeds {seeds:?}");
-    let summary = std::thread::scope(|scope| {
+    let (summary, failures) = std::thread::scope(|scope| {
         let part = |first: u64| seeds.clone().skip(first as usize).step_by(N_THREADS as usize);
         let threads: Vec<_> = (0..N_THREADS).map(|first| scope.spawn(move || run_some(part(first)))).collect();
-        threads.into_iter().fold(Summary::default(), |mut all, thread| {
-            all += thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            all
+        threads.into_iter().fold((Summary::default(), Vec::new()), |(mut summary, mut failures), thread| {
+            let (more, failed) = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            summary += more;
+            failures.extend(failed);
+            (summary, failures)
         })
     });
+    failures.iter().take(MAX_SHOWN).for_each(|(seed, text)| println!("seed {seed}: {text}"));
+    assert!(failures.is_empty(), "{} of {n_programs} programs failed", failures.len());
     println!("{summary:?}");
     // A model in which nothing is ever known would prove nothing.
     assert!(summary.n_live > n_programs / 2 && summary.n_credited > 4 * summary.n_live, "{summary:?}");
 }
 
-fn run_some(seeds: impl Iterator<Item = u64>) -> Summary {
+/// What the programs of these seeds came to, and those that failed with their reasons.
+fn run_some(seeds: impl Iterator<Item = u64>) -> (Summary, Vec<(u64, String)>) {
     let mut summary = Summary::default();
+    let mut failures = Vec::new();
     for seed in seeds {
         match catch_unwind(AssertUnwindSafe(|| program::run(seed, false))) {
             Ok(one) => summary += one,
-            Err(panic) => {
-                eprintln!("the program of seed {seed} failed, see events::model for how to repeat it");
-                resume_unwind(panic);
-            }
+            Err(panic) => failures.push((seed, text_of(panic.as_ref()))),
         }
     }
-    summary
+    (summary, failures)
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without a text").to_owned()
 }

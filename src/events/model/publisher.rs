@@ -64,6 +64,17 @@ impl Process {
         self.send(&announcements)
     }
 
+    /// Some random work that nobody learns of: its batch cannot be decoded, wherever it comes from.
+    pub(super) fn publish_poison(&mut self, rng: &mut fastrand::Rng) -> Option<Message> {
+        let mut message = self.publish(rng)?;
+        let n_bytes = rng.usize(..message.payload.len());
+        message.payload = message.payload[..n_bytes].into();
+        if let Some(buffered) = self.buffer.back_mut() {
+            buffered.payload = Rc::clone(&message.payload);
+        }
+        Some(message)
+    }
+
     /// What a replay from `from` on sends before END.
     pub(super) fn replay(&self, from: u64) -> impl Iterator<Item = &Message> {
         self.buffer.iter().filter(move |message| message.seq >= from)

@@ -21,6 +21,8 @@ pub(super) enum Command {
     RequestReplay { from: SeqNo, within: Duration },
     CloseReplay,
     Reconnect,
+    /// Drop the connection; another one is made when the source is let out.
+    Quarantine,
 }
 
 /// See the module.
@@ -90,6 +92,7 @@ impl Source {
             }
             Action::Reconnect => return Some(Command::Reconnect),
             Action::Report(Incident::Gap { expected, received }) => assert!(expected <= received, "a gap goes back"),
+            Action::Report(Incident::Quarantined(_)) => return Some(Command::Quarantine),
             Action::Report(_) => {}
         }
         None

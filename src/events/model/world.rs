@@ -272,6 +272,11 @@ impl World {
         })
     }
 
+    /// The sources' states, for a message.
+    pub(super) fn phases(&self) -> Vec<Phase> {
+        self.sites.iter().map(|site| site.source.phase()).collect()
+    }
+
     fn new_process(&mut self) -> Process {
         let id = ProcessId(self.n_processes);
         self.n_processes += 1;
@@ -353,6 +358,10 @@ impl World {
             }
             Command::CloseReplay => self.close_replay(site),
             Command::Reconnect => self.drop_link(site),
+            Command::Quarantine => {
+                self.close_replay(site);
+                self.drop_link(site);
+            }
         }
     }
 
@@ -361,7 +370,8 @@ impl World {
         if place.last_link != link || place.link.is_some() {
             return;
         }
-        if place.process.is_none() || place.dark_until > self.now {
+        let is_shunned = place.source.phase() == Phase::Quarantined;
+        if is_shunned || place.process.is_none() || place.dark_until > self.now {
             return self.schedule_within(site, 100..3000, Event::Connect { link });
         }
         let id = link + 1;
