@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use super::announce::{Announcement, encode};
 use super::engine::{Engine, EngineTraits};
+use crate::events::continuity::{Payload, PayloadDigest};
+use crate::events::wire::EventBatch;
 
 /// Number of an engine process within a program: what a restart changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +35,26 @@ impl Origin {
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     pub(super) seq: u64,
-    pub(super) payload: Rc<[u8]>,
+    bytes: Rc<[u8]>,
+    /// Bytes that are left of it.
+    n_bytes: usize,
+}
+
+impl Message {
+    /// Cuts it somewhere, which nothing that is left of it can hide.
+    pub(super) fn truncate(&mut self, rng: &mut fastrand::Rng) {
+        self.n_bytes = rng.usize(..self.n_bytes);
+    }
+
+    /// What the socket code makes of it after it has tried to decode it.
+    pub(super) fn payload(&self) -> Payload {
+        let bytes = &self.bytes[..self.n_bytes];
+        if self.n_bytes == self.bytes.len() {
+            return Payload::Readable(bytes.to_vec());
+        }
+        assert!(EventBatch::decode(bytes).is_err(), "a truncated batch is decoded");
+        Payload::Unreadable(PayloadDigest::of(bytes))
+    }
 }
 
 /// See the module.
@@ -67,10 +88,9 @@ impl Process {
     /// Some random work that nobody learns of: its batch cannot be decoded, wherever it comes from.
     pub(super) fn publish_poison(&mut self, rng: &mut fastrand::Rng) -> Option<Message> {
         let mut message = self.publish(rng)?;
-        let n_bytes = rng.usize(..message.payload.len());
-        message.payload = message.payload[..n_bytes].into();
+        message.truncate(rng);
         if let Some(buffered) = self.buffer.back_mut() {
-            buffered.payload = Rc::clone(&message.payload);
+            *buffered = message.clone();
         }
         Some(message)
     }
@@ -88,7 +108,8 @@ impl Process {
         let seq = self.next_seq;
         self.next_seq += 1;
         let ts = Origin { process: self.id, seq }.as_ts();
-        let message = Message { seq, payload: encode(ts, announcements, self.engine.traits.form).into() };
+        let bytes: Rc<[u8]> = encode(ts, announcements, self.engine.traits.form).into();
+        let message = Message { seq, n_bytes: bytes.len(), bytes };
         self.buffer.push_back(message.clone());
         if self.buffer.len() > self.buffer_steps {
             self.buffer.pop_front();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::library::settings;
 use super::publisher::{Origin, ProcessId};
 use crate::events::apply::{Applier, SourceName};
-use crate::events::continuity::{Action, Continuity, Incident, Input, Payload, PayloadDigest, Phase, SeqNo};
+use crate::events::continuity::{Action, Continuity, Incident, Input, Phase, SeqNo};
 use crate::events::stats::SourceStats;
 use crate::events::wire::EventBatch;
 use crate::routing::endpoint::EndpointId;
@@ -117,13 +117,5 @@ impl Audit {
 
     pub(super) fn applied(&self) -> Option<&Applied> {
         self.generation.as_ref()
-    }
-}
-
-/// What the socket code makes of a message: it decodes it once, to know whether it can.
-pub(super) fn payload(bytes: &[u8]) -> Payload {
-    match EventBatch::decode(bytes) {
-        Ok(_) => Payload::Readable(bytes.to_vec()),
-        Err(_) => Payload::Unreadable(PayloadDigest::of(bytes)),
     }
 }

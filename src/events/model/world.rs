@@ -7,13 +7,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::EngineTraits;
 use super::publisher::{Message, Process, ProcessId};
-use super::source::{Command, Source, payload};
+use super::source::{Command, Source};
 use crate::events::continuity::{Input, Phase, SeqNo};
 use crate::routing::endpoint::EndpointId;
 use crate::routing::index::{IndexLimits, PrefixIndex};
@@ -103,10 +102,10 @@ enum Event {
     Connect { link: u64 },
     Established { link: u64 },
     Lost { link: u64 },
-    Live { link: u64, seq: u64, bytes: Rc<[u8]> },
+    Live { link: u64, message: Message },
     ReplayDue { replay: u64 },
     Serve { replay: u64 },
-    Reply { replay: u64, seq: u64, bytes: Rc<[u8]> },
+    Reply { replay: u64, message: Message },
     ReplayEnd { replay: u64 },
     Boot,
 }
@@ -302,16 +301,16 @@ impl World {
                     self.step(site, Input::Disconnected);
                 }
             }
-            Event::Live { link, seq, bytes } => {
+            Event::Live { link, message } => {
                 if self.is_link(site, link) {
-                    self.step(site, Input::Live { seq: SeqNo(seq), payload: payload(&bytes) });
+                    self.step(site, Input::Live { seq: SeqNo(message.seq), payload: message.payload() });
                 }
             }
             Event::ReplayDue { replay } => self.start_replay(site, replay),
             Event::Serve { replay } => self.serve(site, replay),
-            Event::Reply { replay, seq, bytes } => {
+            Event::Reply { replay, message } => {
                 if self.is_replay(site, replay) {
-                    self.step(site, Input::Reply { seq: SeqNo(seq), payload: payload(&bytes) });
+                    self.step(site, Input::Reply { seq: SeqNo(message.seq), payload: message.payload() });
                 }
             }
             Event::ReplayEnd { replay } => {
@@ -398,14 +397,14 @@ impl World {
         }
         let delivery = link.last_delivery.max(self.now + Duration::from_millis(self.rng.u64(1..10)));
         link.last_delivery = delivery;
-        let (link, mut bytes) = (link.id, Rc::clone(&message.payload));
+        let (link, mut message) = (link.id, message.clone());
         if take(&mut place.faults.n_truncated) {
-            bytes = bytes[..self.rng.usize(..bytes.len())].into();
+            message.truncate(&mut self.rng);
         }
         if take(&mut place.faults.n_duplicated) {
-            self.schedule(site, delivery, Event::Live { link, seq: message.seq, bytes: Rc::clone(&bytes) });
+            self.schedule(site, delivery, Event::Live { link, message: message.clone() });
         }
-        self.schedule(site, delivery, Event::Live { link, seq: message.seq, bytes });
+        self.schedule(site, delivery, Event::Live { link, message });
     }
 
     /// The request may go as soon as a permit is free.
@@ -439,10 +438,10 @@ impl World {
         let replies: Vec<Message> = process.replay(from).take(n_replies).cloned().collect();
         let is_cut = replies.len() == n_replies;
         let mut at = self.now;
-        for Message { seq, payload: bytes } in replies {
+        for message in replies {
             at += Duration::from_micros(self.rng.u64(10..3000));
             if self.rng.u8(..100) >= loss {
-                self.schedule(site, at, Event::Reply { replay, seq, bytes });
+                self.schedule(site, at, Event::Reply { replay, message });
             }
         }
         if !is_cut && self.rng.u8(..100) >= end_loss {
