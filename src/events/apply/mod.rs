@@ -27,7 +27,7 @@ use super::stats::SourceStats;
 use super::wire::{BlockRemoved, BlockStored, Event, EventBatch};
 use crate::routing::endpoint::EndpointId;
 use crate::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm};
-use crate::routing::index::{Keyspace, KeyspaceKind, PrefixIndex, SlotWriter};
+use crate::routing::index::{Holder, Keyspace, KeyspaceKind, PrefixIndex, SlotWriter, Tier};
 use proof::{Finding, Proof};
 
 /// Tokens per block beyond which a publisher is not believed: each block size costs a keyspace.
@@ -156,7 +156,7 @@ impl Applier {
         }
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.stats.n_cleared.add(1_u64);
         if let Some(Generation { slot: Some((_, slot)), .. }) = &mut self.generation {
             slot.clear();
@@ -200,8 +200,9 @@ impl Generation {
             return true;
         }
         let kind = KeyspaceKind::Engine { algorithm: hasher.algorithm(), root: hasher.root() };
-        let keyspace = index.keyspace(&Keyspace { model: settings.model.clone(), block_size, kind });
-        self.slot = keyspace.acquire(name.endpoint).map(|slot| (block_size, slot));
+        let keyspace = Keyspace { model: settings.model.clone(), block_size, kind };
+        let holder = Holder { endpoint: name.endpoint, rank: name.rank, tier: Tier::Gpu };
+        self.slot = index.acquire(&keyspace, holder).map(|slot| (block_size, slot));
         if self.slot.is_none() && !self.warned_of_full_index {
             self.warned_of_full_index = true;
             warn!(endpoint = %name.address, rank = name.rank, "no room in the index for the KV events of this source");
