@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 use super::library::{Kind, MODEL, PROMPTS, Prompt};
 use super::program::Summary;
 use super::world::{Site, World};
+use crate::events::apply::SourceName;
 use crate::events::continuity::Phase;
-use crate::routing::endpoint::EndpointId;
 use crate::routing::hash::BlockHash;
-use crate::routing::index::{KeyKinds, Overlaps};
+use crate::routing::index::{KeyKinds, Match, Overlaps};
 
 /// Replays that one source may ask for after the last fault.
 const MAX_REPLAYS: u32 = 60;
@@ -56,7 +56,7 @@ fn blocks(world: &World, site_idx: usize, is_complete: bool) -> u64 {
     let engine = &site.process.as_ref().expect("a site at rest has a process").engine;
     let mut n_credited = 0;
     for (hash, kind) in BLOCKS.iter() {
-        let credited = credited(world, site.source.endpoint, &[*hash], kind.required()) > 0;
+        let credited = credited(world, site.source.name, &[*hash], kind.required()) > 0;
         let cached = engine.holds(*hash);
         let found = if credited { "credited" } else { "not credited" };
         assert!(cached || !credited, "site {site_idx}: {kind:?} block {hash:?} is {found} but not cached");
@@ -72,7 +72,7 @@ fn prompts(world: &World, site_idx: usize, is_complete: bool) {
     let site = &world.sites[site_idx];
     let engine = &site.process.as_ref().expect("a site at rest has a process").engine;
     for prompt in PROMPTS.iter() {
-        let credited = credited(world, site.source.endpoint, &prompt.hashes, prompt.kind.required());
+        let credited = credited(world, site.source.name, &prompt.hashes, prompt.kind.required());
         let n_cached = prompt.hashes.iter().take_while(|hash| engine.holds(**hash)).count();
         let is_sure = |hash: &&BlockHash| engine.holds(**hash) && !engine.is_in_doubt(**hash);
         let n_sure = if is_complete { prompt.hashes.iter().take_while(is_sure).count() } else { 0 };
@@ -81,11 +81,13 @@ fn prompts(world: &World, site_idx: usize, is_complete: bool) {
     }
 }
 
-fn credited(world: &World, endpoint: EndpointId, hashes: &[BlockHash], required: KeyKinds) -> u32 {
+/// How many of `hashes`, from the first one on, a lookup finds on the GPU of the source.
+fn credited(world: &World, name: SourceName, hashes: &[BlockHash], required: KeyKinds) -> u32 {
     let mut overlaps = Overlaps::default();
-    let matched = world.index.keyspaces_of(MODEL).into_iter().map(|(_, keyspace)| {
+    let matched = world.index.keyspaces_of(MODEL).into_iter().filter_map(|(_, keyspace)| {
         keyspace.overlaps(hashes, required, &mut overlaps);
-        overlaps.matched(endpoint)
+        let is_wanted = |found: &Match| (found.endpoint, found.rank) == (name.endpoint, name.rank);
+        overlaps.matches().find(is_wanted).map(|found| found.n_blocks)
     });
     matched.max().unwrap_or(0)
 }

@@ -36,9 +36,10 @@ pub(super) fn run(seed: u64, traced: bool) -> Summary {
     let n_sites = [1, 1, 1, 2, 2, 3][rng.usize(..6)];
     let n_acts = rng.usize(4..40);
     let harshness = rng.u8(..4);
+    let are_ranks = rng.bool();
     let mut world = World::new(rng.fork(), traced);
     for _ in 0..n_sites {
-        world.add_site(replay_server(&mut rng));
+        world.add_site(replay_server(&mut rng), are_ranks);
     }
     for _ in 0..n_acts {
         let site = rng.usize(..n_sites);

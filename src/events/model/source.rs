@@ -27,10 +27,9 @@ pub(super) enum Command {
 
 /// See the module.
 pub(super) struct Source {
-    pub(super) endpoint: EndpointId,
+    pub(super) name: SourceName,
     continuity: Continuity,
     applier: Applier,
-    pub(super) stats: Arc<SourceStats>,
     pub(super) audit: Audit,
 }
 
@@ -52,11 +51,11 @@ pub(super) struct Applied {
 }
 
 impl Source {
-    pub(super) fn new(endpoint: EndpointId, has_replay: bool, index: &Arc<PrefixIndex>) -> Self {
+    pub(super) fn new(endpoint: EndpointId, rank: u32, has_replay: bool, index: &Arc<PrefixIndex>) -> Self {
         let stats = Arc::<SourceStats>::default();
-        let name = SourceName { endpoint, address: SocketAddr::from(([127, 0, 0, 1], 8000)), rank: 0 };
-        let applier = Applier::new(name, settings(), Arc::clone(index), Arc::clone(&stats));
-        Self { endpoint, continuity: Continuity::new(has_replay), applier, stats, audit: Audit::default() }
+        let name = SourceName { endpoint, address: SocketAddr::from(([127, 0, 0, 1], 8000)), rank };
+        let applier = Applier::new(name, settings(), Arc::clone(index), stats);
+        Self { name, continuity: Continuity::new(has_replay), applier, audit: Audit::default() }
     }
 
     pub(super) fn phase(&self) -> Phase {

@@ -154,13 +154,15 @@ impl World {
         }
     }
 
-    pub(super) fn add_site(&mut self, replay_server: ReplayServer) {
+    /// One more address, and a source that listens to it. Ranks of one endpoint have addresses of their own.
+    pub(super) fn add_site(&mut self, replay_server: ReplayServer, is_rank: bool) {
         let site = self.sites.len();
+        let (endpoint, rank) = if is_rank { (0, site as u32) } else { (site as u32, 0) };
         let has_replay = replay_server != ReplayServer::Absent;
         let process = self.new_process();
         self.sites.push(Site {
             process: Some(process),
-            source: Source::new(EndpointId(site as u32), has_replay, &self.index),
+            source: Source::new(EndpointId(endpoint), rank, has_replay, &self.index),
             replay_server,
             faults: Faults::default(),
             link: None,
