@@ -10,6 +10,7 @@ pub mod apply;
 pub mod continuity;
 #[cfg(test)]
 mod model;
+pub mod snapshot;
 pub mod socket;
 pub mod stats;
 pub mod wire;

@@ -77,6 +77,9 @@ impl KeyKinds {
     /// Most adapters that one model can have.
     pub const MAX_ADAPTERS: usize = 60;
 
+    /// Every adapter.
+    pub const ADAPTERS: Self = Self(((1 << Self::MAX_ADAPTERS) - 1) << 2);
+
     /// The adapter at `adapter_idx` of the model's configured adapters; none from [`Self::MAX_ADAPTERS`] on.
     pub fn adapter(adapter_idx: usize) -> Option<Self> {
         (adapter_idx < Self::MAX_ADAPTERS).then(|| Self(1 << (2 + adapter_idx)))
