@@ -1,24 +1,25 @@
 //! What has to be true when everything has come to rest.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::LazyLock;
 
-use super::library::{Kind, MODEL, PROMPTS, Prompt};
+use super::library::{MODEL, prompts};
 use super::program::Summary;
 use super::world::{Site, World};
 use crate::events::apply::SourceName;
 use crate::events::continuity::Phase;
 use crate::routing::hash::BlockHash;
-use crate::routing::index::{KeyKinds, Match, Overlaps};
+use crate::routing::index::{KeyspaceKind, Match, Overlaps};
 
 /// Replays that one source may ask for after the last fault.
 const MAX_REPLAYS: u32 = 60;
 
-/// Every block that any prompt has, once.
-static BLOCKS: LazyLock<Vec<(BlockHash, Kind)>> = LazyLock::new(|| {
-    let of_prompt = |prompt: &'static Prompt| prompt.hashes.iter().map(|hash| (*hash, prompt.kind));
-    let blocks: BTreeMap<BlockHash, Kind> = PROMPTS.iter().flat_map(of_prompt).collect();
-    blocks.into_iter().collect()
+/// Every block that any prompt has, once, as a prompt and a position in it.
+static BLOCKS: LazyLock<Vec<(usize, usize)>> = LazyLock::new(|| {
+    let prompts = prompts(false).iter().enumerate();
+    let blocks = prompts.flat_map(|(idx, prompt)| prompt.hashes.iter().zip((0..).map(move |block_idx| (idx, block_idx))));
+    blocks.collect::<BTreeMap<_, _>>().into_values().collect()
 });
 
 /// The index tells of every source what its engine's cache is, or less where the source is flagged.
@@ -29,11 +30,12 @@ pub(super) fn quiescent(world: &World) -> Summary {
         world.trace(site_idx, || format!("ends {:?}", site.source.phase()));
         lineage(site_idx, site, is_complete);
         let n_credited = blocks(world, site_idx, is_complete);
-        prompts(world, site_idx, is_complete);
+        chains(world, site_idx, is_complete);
         assert!(site.source.audit.n_replays <= MAX_REPLAYS, "site {site_idx}: {:?}", site.source.audit);
         summary += Summary {
             n_live: u64::from(is_complete),
             n_incomplete: u64::from(!is_complete),
+            n_restored: site.source.audit.n_restored,
             n_credited,
         };
     }
@@ -55,39 +57,46 @@ fn blocks(world: &World, site_idx: usize, is_complete: bool) -> u64 {
     let site = &world.sites[site_idx];
     let engine = &site.process.as_ref().expect("a site at rest has a process").engine;
     let mut n_credited = 0;
-    for (hash, kind) in BLOCKS.iter() {
-        let credited = credited(world, site.source.name, &[*hash], kind.required()) > 0;
-        let cached = engine.holds(*hash);
-        let found = if credited { "credited" } else { "not credited" };
-        assert!(cached || !credited, "site {site_idx}: {kind:?} block {hash:?} is {found} but not cached");
-        let is_exact = is_complete && !engine.is_in_doubt(*hash);
-        assert!(credited || !cached || !is_exact, "site {site_idx}: {kind:?} block {hash:?} is cached but {found}");
-        n_credited += u64::from(credited);
+    for &(prompt_idx, block_idx) in BLOCKS.iter() {
+        let found = lookup(world, site.source.name, prompt_idx, block_idx..block_idx + 1).n_blocks;
+        let hash = prompts(engine.traits.is_foreign)[prompt_idx].hashes[block_idx];
+        let (is_cached, is_sure) = (engine.holds(hash), is_complete && !engine.is_in_doubt(hash));
+        let name = || format!("site {site_idx}: block {block_idx} of prompt {prompt_idx}");
+        assert!(is_cached || found == 0, "{} is credited but not cached", name());
+        assert!(found > 0 || !is_cached || !is_sure, "{} is cached but not credited", name());
+        n_credited += u64::from(found);
     }
     n_credited
 }
 
 /// As requests look: from a prompt's first block on.
-fn prompts(world: &World, site_idx: usize, is_complete: bool) {
+fn chains(world: &World, site_idx: usize, is_complete: bool) {
     let site = &world.sites[site_idx];
     let engine = &site.process.as_ref().expect("a site at rest has a process").engine;
-    for prompt in PROMPTS.iter() {
-        let credited = credited(world, site.source.name, &prompt.hashes, prompt.kind.required());
-        let n_cached = prompt.hashes.iter().take_while(|hash| engine.holds(**hash)).count();
-        let is_sure = |hash: &&BlockHash| engine.holds(**hash) && !engine.is_in_doubt(**hash);
-        let n_sure = if is_complete { prompt.hashes.iter().take_while(is_sure).count() } else { 0 };
-        let expected = n_sure..=n_cached;
-        assert!(expected.contains(&(credited as usize)), "site {site_idx}: {credited} blocks, expected {expected:?}");
+    for (prompt_idx, prompt) in prompts(engine.traits.is_foreign).iter().enumerate() {
+        let run = |holds: &dyn Fn(BlockHash) -> bool| prompt.hashes.iter().take_while(|hash| holds(**hash)).count() as u32;
+        let n_sure = if is_complete { run(&|hash| engine.holds(hash) && !engine.is_in_doubt(hash)) } else { 0 };
+        let expected = n_sure..=run(&|hash| engine.holds(hash));
+        let found = lookup(world, site.source.name, prompt_idx, 0..prompt.hashes.len());
+        let name = || format!("site {site_idx}: prompt {prompt_idx}");
+        assert!(expected.contains(&found.n_blocks), "{}: {found:?}, expected {expected:?}", name());
+        let n_anywhere = run(&|hash| engine.holds_anywhere(hash));
+        assert!(found.n_blocks + found.n_offloaded <= n_anywhere, "{}: {found:?}, expected {n_anywhere}", name());
     }
 }
 
-/// How many of `hashes`, from the first one on, a lookup finds on the GPU of the source.
-fn credited(world: &World, name: SourceName, hashes: &[BlockHash], required: KeyKinds) -> u32 {
+/// What a request for these blocks of a prompt finds of the source, in whichever keyspace it finds more.
+fn lookup(world: &World, name: SourceName, prompt_idx: usize, blocks: Range<usize>) -> Match {
+    let prompt = &prompts(false)[prompt_idx];
     let mut overlaps = Overlaps::default();
-    let matched = world.index.keyspaces_of(MODEL).into_iter().filter_map(|(_, keyspace)| {
-        keyspace.overlaps(hashes, required, &mut overlaps);
-        let is_wanted = |found: &Match| (found.endpoint, found.rank) == (name.endpoint, name.rank);
-        overlaps.matches().find(is_wanted).map(|found| found.n_blocks)
+    let found = world.index.keyspaces_of(MODEL).into_iter().filter_map(|(keyspace, index)| {
+        let hashes = match keyspace.kind {
+            KeyspaceKind::Engine { .. } => &prompt.hashes[blocks.clone()],
+            KeyspaceKind::Own => &prompt.own_keys[blocks.clone()],
+        };
+        index.overlaps(hashes, prompt.kind.required(), &mut overlaps);
+        overlaps.matches().find(|found| (found.endpoint, found.rank) == (name.endpoint, name.rank))
     });
-    matched.max().unwrap_or(0)
+    let nothing = Match { endpoint: name.endpoint, rank: name.rank, n_blocks: 0, n_offloaded: 0 };
+    found.max_by_key(|found| found.n_blocks).unwrap_or(nothing)
 }

@@ -4,7 +4,7 @@
 //! is drawn at random, since a router must not guess it either.
 
 use super::announce::{Announcement, Form, Medium};
-use super::library::{Kind, PROMPTS, Prompt, prompts_of_kind};
+use super::library::{Kind, Prompt, prompts, prompts_of_kind};
 use crate::routing::hash::{BlockHash, Digest};
 
 /// Copies that an offload tier keeps.
@@ -22,10 +22,14 @@ pub(super) struct EngineTraits {
     pub(super) offloads: bool,
     /// Whether some prompts are salted or name an adapter.
     pub(super) all_kinds: bool,
+    /// Whether it hashes otherwise than configured.
+    pub(super) is_foreign: bool,
+    /// Whether the router asks for full reports, hence takes every store that begins a prompt for one.
+    pub(super) reports: bool,
 }
 
 impl EngineTraits {
-    pub(super) fn random(rng: &mut fastrand::Rng) -> Self {
+    pub(super) fn random(reports: bool, rng: &mut fastrand::Rng) -> Self {
         let groups = rng.u8(..4) > 0;
         Self {
             form: Form { maps: rng.u8(..4) > 0, int_hashes: rng.u8(..4) > 0, groups },
@@ -33,6 +37,8 @@ impl EngineTraits {
             sliding: groups && rng.u8(..4) == 0,
             offloads: rng.u8(..4) == 0,
             all_kinds: rng.bool(),
+            is_foreign: rng.u8(..5) == 0,
+            reports,
         }
     }
 }
@@ -106,7 +112,7 @@ impl Engine {
         let mut step = Step::default();
         let kinds: &[Kind] = if self.traits.all_kinds { &Kind::ALL } else { &[Kind::Plain] };
         for &kind in kinds {
-            let prompt = rng.choice(prompts_of_kind(kind)).expect("there is one per kind");
+            let prompt = rng.choice(prompts_of_kind(kind, self.traits.is_foreign)).expect("there is one per kind");
             self.store(prompt, 0, 3, rng, &mut step);
         }
         self.doubt(&step);
@@ -114,7 +120,8 @@ impl Engine {
     }
 
     fn prefill(&mut self, rng: &mut fastrand::Rng, step: &mut Step) {
-        let prompts = if self.traits.all_kinds { &PROMPTS[..] } else { prompts_of_kind(Kind::Plain) };
+        let is_foreign = self.traits.is_foreign;
+        let prompts = if self.traits.all_kinds { prompts(is_foreign) } else { prompts_of_kind(Kind::Plain, is_foreign) };
         let prompt = rng.choice(prompts).expect("there are plain prompts");
         let end = rng.usize(1..=prompt.hashes.len());
         let n_hit = prompt.hashes[..end].iter().take_while(|hash| self.holds(**hash)).count();
@@ -129,11 +136,9 @@ impl Engine {
             step.announcements.push(Announcement::Stored { prompt, from: 0, to: from, medium: Medium::Gpu });
         }
         self.store(prompt, from, to, rng, step);
-        if to < end {
-            self.running = Some((prompt, to, end));
-            if rng.bool() {
-                self.go_on(rng, step);
-            }
+        self.running = (to < end).then_some((prompt, to, end));
+        if rng.bool() {
+            self.go_on(rng, step);
         }
     }
 
@@ -141,15 +146,22 @@ impl Engine {
     fn go_on(&mut self, rng: &mut fastrand::Rng, step: &mut Step) {
         let Some((prompt, from, end)) = self.running.take() else { return };
         let to = rng.usize(from + 1..=end);
-        self.store(prompt, from, to, rng, step);
-        if to < end {
+        if self.store(prompt, from, to, rng, step) && to < end {
             self.running = Some((prompt, to, end));
         }
     }
 
-    fn store(&mut self, prompt: &'static Prompt, from: usize, to: usize, rng: &mut fastrand::Rng, step: &mut Step) {
+    /// Computes blocks of a prompt whose earlier ones are there; false: there is no room.
+    fn store(
+        &mut self,
+        prompt: &'static Prompt,
+        from: usize,
+        to: usize,
+        rng: &mut fastrand::Rng,
+        step: &mut Step,
+    ) -> bool {
         if !self.make_room(prompt, from, to - from, rng, step) {
-            return;
+            return false;
         }
         let sparse = self.traits.sliding.then_some(Announcement::Sparse { prompt, from, to });
         let (before, after) = if rng.bool() { (sparse, None) } else { (None, sparse) };
@@ -164,6 +176,7 @@ impl Engine {
         step.announcements.push(Announcement::Stored { prompt, from, to, medium: Medium::Gpu });
         step.announcements.extend(after);
         self.gpu.extend(&prompt.digests[from..to]);
+        true
     }
 
     /// Evicts until `n_blocks` fit, but not the `n_used` first blocks of `prompt`; false: they are in the way.
@@ -177,19 +190,24 @@ impl Engine {
     ) -> bool {
         let mut evicted = Vec::new();
         while self.gpu.len() + n_blocks > self.traits.n_blocks {
-            let used = &prompt.digests[..n_used];
-            let free: Vec<usize> = (0..self.gpu.len()).filter(|idx| !used.contains(&self.gpu[*idx])).collect();
-            let Some(idx) = rng.choice(free) else { break };
-            evicted.push(self.gpu.swap_remove(idx));
+            let Some(digest) = self.evict(&prompt.digests[..n_used], rng) else { break };
+            evicted.push(digest);
         }
         announce_removed(evicted, Medium::Gpu, rng, step);
         self.gpu.len() + n_blocks <= self.traits.n_blocks
     }
 
     fn evict_some(&mut self, rng: &mut fastrand::Rng, step: &mut Step) {
-        let n_evicted = rng.usize(..4).min(self.gpu.len());
-        let evicted = (0..n_evicted).map(|_| self.gpu.swap_remove(rng.usize(..self.gpu.len()))).collect();
+        let evicted = (0..rng.usize(..4)).filter_map(|_| self.evict(&[], rng)).collect();
         announce_removed(evicted, Medium::Gpu, rng, step);
+    }
+
+    /// Drops one copy of a block that neither is among `used` nor belongs to the running prompt.
+    fn evict(&mut self, used: &[Digest], rng: &mut fastrand::Rng) -> Option<Digest> {
+        let running = self.running.map_or(&[][..], |(prompt, next, _)| &prompt.digests[..next]);
+        let is_free = |digest: &Digest| !used.contains(digest) && !running.contains(digest);
+        let free: Vec<usize> = (0..self.gpu.len()).filter(|idx| is_free(&self.gpu[*idx])).collect();
+        rng.choice(free).map(|idx| self.gpu.swap_remove(idx))
     }
 
     fn offload(&mut self, rng: &mut fastrand::Rng, step: &mut Step) {
@@ -203,7 +221,7 @@ impl Engine {
         }
         let digest = self.gpu[rng.usize(..self.gpu.len())];
         self.offloaded.push((digest, medium));
-        step.announcements.push(match position(digest).filter(|_| rng.bool()) {
+        step.announcements.push(match self.position(digest).filter(|_| rng.bool()) {
             Some((prompt, idx)) => Announcement::Stored { prompt, from: idx, to: idx + 1, medium },
             None => Announcement::Placeholder { digest, medium },
         });
@@ -221,13 +239,19 @@ impl Engine {
         step.announcements.push(Announcement::Cleared);
     }
 
+    /// Some prompt and position that have this digest.
+    fn position(&self, digest: Digest) -> Option<(&'static Prompt, usize)> {
+        let of = |prompt: &'static Prompt| Some((prompt, prompt.digests.iter().position(|other| *other == digest)?));
+        prompts(self.traits.is_foreign).iter().find_map(of)
+    }
+
     /// A further copy that is continued in the same batch looks like a full report of a reused prefix, which adds no
     /// copy: whoever is careful counts it too low.
     fn doubt(&mut self, step: &Step) {
         for (position, copied) in &step.second_copies {
             let Some((prompt, _, to)) = step.announcements[*position].stored_on_gpu() else { continue };
             let continues = |later: &Announcement| later.parent() == Some(prompt.hashes[to - 1]);
-            if step.announcements[position + 1..].iter().any(continues) {
+            if self.traits.reports || step.announcements[position + 1..].iter().any(continues) {
                 self.in_doubt.extend(copied);
             }
         }
@@ -242,9 +266,4 @@ fn announce_removed(digests: Vec<Digest>, medium: Medium, rng: &mut fastrand::Rn
         let one_each = digests.into_iter().map(|digest| Announcement::Removed { digests: vec![digest], medium });
         step.announcements.extend(one_each);
     }
-}
-
-/// Some prompt and position that have this digest.
-fn position(digest: Digest) -> Option<(&'static Prompt, usize)> {
-    PROMPTS.iter().find_map(|prompt| Some((prompt, prompt.digests.iter().position(|other| *other == digest)?)))
 }

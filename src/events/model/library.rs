@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use crate::events::apply::ModelSettings;
+use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockHasher, BlockSize, Digest, HashAlgorithm, Scope};
 use crate::routing::index::KeyKinds;
 
@@ -13,6 +14,7 @@ pub(super) const MODEL: &str = "tiny";
 /// The cheapest algorithm: what is tested does not depend on it.
 const ALGORITHM: HashAlgorithm = HashAlgorithm::XxhashCbor;
 const SEED: &str = "0";
+const FOREIGN_SEED: &str = "1";
 const ADAPTER: (&str, &str) = ("lora-a", "path/a");
 /// Blocks per prompt.
 const N_BLOCKS: usize = 6;
@@ -62,47 +64,55 @@ impl Kind {
     }
 }
 
-/// A prompt of full blocks, and what any engine hashes it to.
+/// A prompt of full blocks, and what they are hashed to.
 #[derive(Debug)]
 pub(super) struct Prompt {
     pub(super) kind: Kind,
     pub(super) tokens: Vec<u32>,
+    /// By an engine.
     pub(super) digests: Vec<Digest>,
     pub(super) hashes: Vec<BlockHash>,
+    /// By us, in the keyspace Own.
+    pub(super) own_keys: Vec<BlockHash>,
 }
 
-/// Every prompt, computed once.
-pub(super) static PROMPTS: LazyLock<Vec<Prompt>> = LazyLock::new(|| {
-    let hasher = BlockHasher::new(ALGORITHM, Some(SEED)).expect("the seed is given");
-    let mut prompts = prompts_of(Kind::Plain, &PLAIN, &hasher);
-    prompts.extend(prompts_of(Kind::Salted, &SALTED, &hasher));
-    prompts.extend(prompts_of(Kind::Adapted, &ADAPTED, &hasher));
-    prompts
-});
+/// The prompts as the configuration has them hashed, and as an engine with another seed hashes them.
+static CONFIGURED: LazyLock<Vec<Prompt>> = LazyLock::new(|| prompts_under(SEED));
+static FOREIGN: LazyLock<Vec<Prompt>> = LazyLock::new(|| prompts_under(FOREIGN_SEED));
+
+/// Every prompt, computed once. `is_foreign`: under the seed of another engine.
+pub(super) fn prompts(is_foreign: bool) -> &'static [Prompt] {
+    if is_foreign { &FOREIGN } else { &CONFIGURED }
+}
 
 /// The prompts of one kind, which lie side by side.
-pub(super) fn prompts_of_kind(kind: Kind) -> &'static [Prompt] {
+pub(super) fn prompts_of_kind(kind: Kind, is_foreign: bool) -> &'static [Prompt] {
+    let prompts = prompts(is_foreign);
     let is_wanted = |prompt: &Prompt| prompt.kind == kind;
-    let first = PROMPTS.iter().position(is_wanted).expect("there are prompts of every kind");
-    let n_prompts = PROMPTS[first..].iter().take_while(|prompt| is_wanted(prompt)).count();
-    &PROMPTS[first..first + n_prompts]
+    let first = prompts.iter().position(is_wanted).expect("there are prompts of every kind");
+    let n_prompts = prompts[first..].iter().take_while(|prompt| is_wanted(prompt)).count();
+    &prompts[first..first + n_prompts]
 }
 
-/// The settings of every source.
-pub(super) fn settings() -> Arc<ModelSettings> {
-    static SETTINGS: LazyLock<Arc<ModelSettings>> = LazyLock::new(|| {
-        Arc::new(ModelSettings {
-            model: MODEL.into(),
-            algorithm: ALGORITHM,
-            pythonhashseed: Some(SEED.into()),
-            adapters: vec![(ADAPTER.0.into(), ADAPTER.1.into())],
-        })
-    });
-    Arc::clone(&SETTINGS)
+/// The settings of every source. `reports`: the router asks for full reports itself.
+pub(super) fn settings(reports: bool) -> Arc<ModelSettings> {
+    Arc::new(ModelSettings {
+        model: MODEL.into(),
+        algorithm: ALGORITHM,
+        pythonhashseed: Some(SEED.into()),
+        adapters: vec![(ADAPTER.0.into(), ADAPTER.1.into())],
+        reports,
+    })
 }
 
 pub(super) fn block_size() -> BlockSize {
     BlockSize::new(BLOCK_SIZE).expect("the block size is not 0")
+}
+
+fn prompts_under(seed: &str) -> Vec<Prompt> {
+    let hasher = BlockHasher::new(ALGORITHM, Some(seed)).expect("the seed is given");
+    let kinds = [(Kind::Plain, &PLAIN[..]), (Kind::Salted, &SALTED), (Kind::Adapted, &ADAPTED)];
+    kinds.into_iter().flat_map(|(kind, n_common)| prompts_of(kind, n_common, &hasher)).collect()
 }
 
 /// One prompt per entry of `n_common`, which says how many blocks it shares with the one before.
@@ -116,7 +126,8 @@ fn prompts_of(kind: Kind, n_common: &[usize], hasher: &BlockHasher) -> Vec<Promp
         let scope = kind.scope();
         let digests = hasher.chain(hasher.root(), &tokens, block_size(), |block_idx| scope.keys(block_idx));
         let hashes = digests.iter().map(Digest::low64).collect();
-        prompts.push(Prompt { kind, tokens, digests, hashes });
+        let own_keys = OwnHasher::new(MODEL).scoped_chain(&tokens, block_size(), &scope);
+        prompts.push(Prompt { kind, tokens, digests, hashes, own_keys });
     }
     prompts
 }

@@ -18,6 +18,8 @@ pub(super) struct Summary {
     pub(super) n_live: u64,
     /// Sources that ended without knowing the beginning.
     pub(super) n_incomplete: u64,
+    /// Snapshots that were taken over.
+    pub(super) n_restored: u64,
     /// Blocks that were credited in the end.
     pub(super) n_credited: u64,
 }
@@ -26,6 +28,7 @@ impl std::ops::AddAssign for Summary {
     fn add_assign(&mut self, other: Self) {
         self.n_live += other.n_live;
         self.n_incomplete += other.n_incomplete;
+        self.n_restored += other.n_restored;
         self.n_credited += other.n_credited;
     }
 }
@@ -37,7 +40,7 @@ pub(super) fn run(seed: u64, traced: bool) -> Summary {
     let n_acts = rng.usize(4..40);
     let harshness = rng.u8(..4);
     let are_ranks = rng.bool();
-    let mut world = World::new(rng.fork(), traced);
+    let mut world = World::new(rng.u8(..4) == 0, rng.fork(), traced);
     for _ in 0..n_sites {
         world.add_site(replay_server(&mut rng), are_ranks);
     }
@@ -77,7 +80,7 @@ fn act(world: &mut World, site: SiteIdx, harshness: u8, rng: &mut fastrand::Rng)
         return (0..rng.u8(1..5)).for_each(|_| world.publish(site, Process::publish));
     }
     let faults = &mut world.sites[site].faults;
-    match rng.u8(..15) {
+    match rng.u8(..19) {
         0 => faults.n_dropped = rng.u32(1..5),
         1 => faults.n_duplicated = 1,
         2 => faults.n_truncated = rng.u32(1..3),
@@ -96,6 +99,9 @@ fn act(world: &mut World, site: SiteIdx, harshness: u8, rng: &mut fastrand::Rng)
             world.boot(site, rng.u32(..40));
         }
         13 => world.suspect(site),
+        14 | 15 => world.take_snapshot(site),
+        16 => world.offer_snapshot(site),
+        17 => world.forget(site),
         _ => world.publish(site, Process::publish_poison),
     }
 }

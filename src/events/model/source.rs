@@ -2,18 +2,16 @@
 //!
 //! Obeys exactly as `events::socket::subscription` does, with the sockets' part handed to the [world](super::world).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::library::settings;
 use super::publisher::{Origin, ProcessId};
-use crate::events::apply::{Applier, SourceName};
-use crate::events::continuity::{Action, Continuity, Incident, Input, Phase, SeqNo};
+use crate::events::apply::{Applier, Image, SourceName};
+use crate::events::continuity::{Action, Continuity, Incident, Input, Overlap, Phase, SeqNo};
 use crate::events::stats::SourceStats;
 use crate::events::wire::EventBatch;
-use crate::routing::endpoint::EndpointId;
-use crate::routing::index::PrefixIndex;
+use crate::routing::index::{ContentDigest, PrefixIndex};
 
 /// What the sockets are to do.
 #[derive(Clone, Copy, Debug)]
@@ -30,13 +28,24 @@ pub(super) struct Source {
     pub(super) name: SourceName,
     continuity: Continuity,
     applier: Applier,
+    offer: Option<Snapshot>,
     pub(super) audit: Audit,
+}
+
+/// What a source knew at some time, and what it came from.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    overlap: Overlap,
+    is_complete: bool,
+    image: Image,
+    applied: Applied,
 }
 
 /// What has been applied in the running generation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Audit {
     generation: Option<Applied>,
+    pub(super) n_restored: u64,
     /// Replays asked for since [`Audit::n_replays`] was last set to 0.
     pub(super) n_replays: u32,
 }
@@ -51,11 +60,30 @@ pub(super) struct Applied {
 }
 
 impl Source {
-    pub(super) fn new(endpoint: EndpointId, rank: u32, has_replay: bool, index: &Arc<PrefixIndex>) -> Self {
-        let stats = Arc::<SourceStats>::default();
-        let name = SourceName { endpoint, address: SocketAddr::from(([127, 0, 0, 1], 8000)), rank };
-        let applier = Applier::new(name, settings(), Arc::clone(index), stats);
-        Self { name, continuity: Continuity::new(has_replay), applier, audit: Audit::default() }
+    pub(super) fn new(name: SourceName, has_replay: bool, reports: bool, index: &Arc<PrefixIndex>) -> Self {
+        let applier = Applier::new(name, settings(reports), Arc::clone(index), Arc::<SourceStats>::default());
+        Self { name, continuity: Continuity::new(has_replay), applier, offer: None, audit: Audit::default() }
+    }
+
+    /// What a replica that knows the same would give away.
+    pub(super) fn snapshot(&self) -> Option<Snapshot> {
+        Some(Snapshot {
+            overlap: self.continuity.overlap()?,
+            is_complete: self.continuity.is_complete(),
+            image: self.applier.image()?,
+            applied: self.audit.generation.clone()?,
+        })
+    }
+
+    /// Takes a snapshot; the state machine is to be told of it.
+    pub(super) fn offer(&mut self, snapshot: Snapshot) -> Input {
+        let (overlap, complete) = (snapshot.overlap, snapshot.is_complete);
+        self.offer = Some(snapshot);
+        Input::Offer { overlap, complete }
+    }
+
+    pub(super) fn digest(&self) -> ContentDigest {
+        self.applier.digest()
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -78,7 +106,13 @@ impl Source {
                 self.applier.end_generation();
                 self.audit.generation = None;
             }
-            Action::Restore | Action::DropOffer => panic!("nothing was offered"),
+            Action::Restore => {
+                let snapshot = self.offer.take().expect("what is restored was offered");
+                assert!(self.applier.restore(&snapshot.image), "an image does not fit the settings it was made under");
+                self.audit.n_restored += 1;
+                self.audit.generation = Some(snapshot.applied);
+            }
+            Action::DropOffer => self.offer = None,
             Action::RequestReplay { from, within } => {
                 self.audit.n_replays += 1;
                 return Some(Command::RequestReplay { from, within });

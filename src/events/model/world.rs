@@ -7,12 +7,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::EngineTraits;
 use super::publisher::{Message, Process, ProcessId};
-use super::source::{Command, Source};
+use super::source::{Command, Snapshot, Source};
+use crate::events::apply::SourceName;
 use crate::events::continuity::{Input, Phase, SeqNo};
 use crate::routing::endpoint::EndpointId;
 use crate::routing::index::{IndexLimits, PrefixIndex};
@@ -34,6 +36,10 @@ pub(super) struct World {
     running: Vec<SiteIdx>,
     waiting: VecDeque<(SiteIdx, u64)>,
     n_processes: u32,
+    /// Whether the router asks for full reports.
+    reports: bool,
+    /// Snapshots that were taken at some time, of whichever source.
+    snapshots: Vec<Snapshot>,
     traced: bool,
 }
 
@@ -138,7 +144,7 @@ impl Ord for Scheduled {
 }
 
 impl World {
-    pub(super) fn new(rng: fastrand::Rng, traced: bool) -> Self {
+    pub(super) fn new(reports: bool, rng: fastrand::Rng, traced: bool) -> Self {
         let limits = IndexLimits { slots: 16, ..IndexLimits::default() };
         Self {
             now: Duration::ZERO,
@@ -150,6 +156,8 @@ impl World {
             running: Vec::new(),
             waiting: VecDeque::new(),
             n_processes: 0,
+            reports,
+            snapshots: Vec::new(),
             traced,
         }
     }
@@ -158,11 +166,13 @@ impl World {
     pub(super) fn add_site(&mut self, replay_server: ReplayServer, is_rank: bool) {
         let site = self.sites.len();
         let (endpoint, rank) = if is_rank { (0, site as u32) } else { (site as u32, 0) };
+        let address = SocketAddr::from(([127, 0, 0, 1], 8000));
+        let name = SourceName { endpoint: EndpointId(endpoint), address, rank };
         let has_replay = replay_server != ReplayServer::Absent;
         let process = self.new_process();
         self.sites.push(Site {
             process: Some(process),
-            source: Source::new(EndpointId(endpoint), rank, has_replay, &self.index),
+            source: Source::new(name, has_replay, self.reports, &self.index),
             replay_server,
             faults: Faults::default(),
             link: None,
@@ -248,6 +258,30 @@ impl World {
         self.step(site, Input::Suspect);
     }
 
+    /// Keeps what the source knows now.
+    pub(super) fn take_snapshot(&mut self, site: SiteIdx) {
+        self.snapshots.extend(self.sites[site].source.snapshot());
+    }
+
+    /// Offers a source one of the snapshots that were kept, mostly of itself, and perhaps of another time.
+    pub(super) fn offer_snapshot(&mut self, site: SiteIdx) {
+        if let Some(snapshot) = self.rng.choice(&self.snapshots).cloned() {
+            let input = self.sites[site].source.offer(snapshot);
+            self.step(site, input);
+        }
+    }
+
+    /// The router starts again, and reads what it wrote at its end, perhaps long ago.
+    pub(super) fn forget(&mut self, site: SiteIdx) {
+        self.trace(site, || "is read by a new router".to_owned());
+        self.close_replay(site);
+        let place = &mut self.sites[site];
+        let has_replay = place.replay_server != ReplayServer::Absent;
+        place.source = Source::new(place.source.name, has_replay, self.reports, &self.index);
+        self.drop_link(site);
+        self.offer_snapshot(site);
+    }
+
     /// Ends all faults of the network.
     pub(super) fn heal(&mut self) {
         for site in 0..self.sites.len() {
@@ -282,7 +316,7 @@ impl World {
         let id = ProcessId(self.n_processes);
         self.n_processes += 1;
         let buffer_steps = if self.rng.u8(..4) == 0 { self.rng.usize(1..12) } else { 10_000 };
-        Process::new(id, EngineTraits::random(&mut self.rng), buffer_steps)
+        Process::new(id, EngineTraits::random(self.reports, &mut self.rng), buffer_steps)
     }
 
     fn happen(&mut self, site: SiteIdx, event: Event) {
