@@ -182,7 +182,8 @@ pub struct Discovery {
 pub struct StaticEndpoint {
     /// IP literal and port, as in Envoy's cluster.
     pub address: SocketAddr,
-    /// Where the engine publishes KV events; unset, the endpoint is picked by load only.
+    /// Where the engine publishes KV events; unset, the endpoint is picked by load only. `tcp://*:port` is a port of ours
+    /// that the engine dials: its topic has to be `kv@`, the address, `@` and the model's name.
     pub events: Option<ZmqEndpoint>,
     /// Where the engine replays them; unset, every reconnect starts from nothing.
     pub replay: Option<ZmqEndpoint>,
@@ -405,6 +406,9 @@ fn read_endpoint(node: &Node<'_>) -> Option<StaticEndpoint> {
     const EVENTS: &str = "a ZMQ endpoint such as tcp://127.0.0.1:5557";
     let [address, events, replay] = node.fields(["address", "events", "replay"]);
     let (publisher, replayer) = (events.optional(EVENTS), replay.optional(EVENTS));
+    if replayer.as_ref().is_some_and(ZmqEndpoint::is_bound) {
+        replay.fault("a wildcard", "an address to dial: vLLM binds its replay endpoint");
+    }
     if replayer.is_some() && publisher.is_none() {
         replay.fault("a replay endpoint without events", "events as well");
     }

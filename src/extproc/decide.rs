@@ -14,8 +14,9 @@ use tracing::debug;
 use super::message::RequestHead;
 use crate::request::{self, Api, LlmRequest, Prompt};
 use crate::routing::endpoint::EndpointSet;
-use crate::routing::hash::{BlockHasher, Scope};
-use crate::routing::index::{KeyKinds, Keyspace, KeyspaceIndex, Overlaps, PrefixIndex};
+use crate::routing::hash::own::OwnHasher;
+use crate::routing::hash::{BlockHash, BlockHasher, Scope};
+use crate::routing::index::{KeyKinds, Keyspace, KeyspaceIndex, KeyspaceKind, Overlaps, PrefixIndex};
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
 use crate::routing::score::{TokenMatch, candidates};
@@ -29,12 +30,27 @@ pub struct Pool {
     pub model: Arc<str>,
     /// Adapters of the model with the paths they were loaded from.
     pub adapters: Vec<(Arc<str>, Arc<str>)>,
-    /// Hashes as the engines do; none when their root cannot be known.
+    /// Hashes as the engines do; none when their root cannot be known: then only our own hashes are looked up.
     pub hasher: Option<BlockHasher>,
     /// Asks the engines for tokens.
     pub tokenizer: RemoteTokenizer,
     /// The newest endpoint set: written by discovery, read by every request.
     pub endpoints: watch::Receiver<Arc<EndpointSet>>,
+}
+
+impl Pool {
+    /// Hashes of a prompt's full blocks in a keyspace of the model; none where they cannot be computed.
+    fn chain(&self, keyspace: &Keyspace, tokens: &[u32], scope: &Scope) -> Vec<BlockHash> {
+        match (&keyspace.kind, &self.hasher) {
+            (KeyspaceKind::Own, _) => OwnHasher::new(&self.model).scoped_chain(tokens, keyspace.block_size, scope),
+            (KeyspaceKind::Engine { algorithm, root }, Some(hasher))
+                if hasher.algorithm() == *algorithm && hasher.root() == *root =>
+            {
+                hasher.scoped_chain(tokens, keyspace.block_size, scope)
+            }
+            (KeyspaceKind::Engine { .. }, _) => Vec::new(),
+        }
+    }
 }
 
 /// What the client's model name stands for.
@@ -211,7 +227,6 @@ impl Router {
         if let Prompt::Opaque(opaque) = request.prompt {
             return Err(Fallback::Opaque(opaque.as_str()));
         }
-        let hasher = target.pool.hasher.as_ref().ok_or(Fallback::NoIndex)?;
         let keyspaces = self.index.keyspaces_of(&target.pool.model);
         if keyspaces.is_empty() {
             return Err(Fallback::NoIndex);
@@ -225,7 +240,7 @@ impl Router {
             truncation.apply(&mut tokens);
         }
         let scope = scope(target, request.cache_salt);
-        let matches = self.matches(hasher, &keyspaces, &tokens, &scope, required_kinds(target, &scope));
+        let matches = self.matches(target, &keyspaces, &tokens, &scope);
         Ok(Lookup { prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX), matches })
     }
 
@@ -245,21 +260,23 @@ impl Router {
         })
     }
 
+    /// Looks the prompt up in every keyspace in which some source has blocks; a rank that has blocks in several counts with
+    /// its best.
     fn matches(
         &self,
-        hasher: &BlockHasher,
+        target: &Target,
         keyspaces: &[(Keyspace, Arc<KeyspaceIndex>)],
         tokens: &[u32],
         scope: &Scope,
-        required: KeyKinds,
     ) -> Vec<TokenMatch> {
+        let required = required_kinds(target, scope);
         let mut overlaps = Overlaps::default();
         let mut matches = Vec::new();
         for (keyspace, index) in keyspaces {
             let block_size = keyspace.block_size;
             // The engine computes at least the last token of a prompt, so it never reuses the block that holds it.
             let reusable = &tokens[..tokens.len().saturating_sub(1)];
-            let hashes = self.timed(Stage::Hash, || hasher.scoped_chain(reusable, block_size, scope));
+            let hashes = self.timed(Stage::Hash, || target.pool.chain(keyspace, reusable, scope));
             self.timed(Stage::Lookup, || index.overlaps(&hashes, required, &mut overlaps));
             matches.extend(overlaps.matches().map(|found| TokenMatch {
                 endpoint: found.endpoint,

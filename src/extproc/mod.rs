@@ -276,7 +276,8 @@ impl Session {
         self.span.record(attribute::PROMPT_TOKENS, i64::from(*prompt_tokens));
         debug!(
             %model, endpoint = %pick.endpoint.address, outcome = outcome.as_str(), fallback,
-            matched_tokens = pick.matched_tokens, prompt_tokens, "endpoint picked"
+            matched_tokens = pick.matched_tokens, offloaded_tokens = pick.offloaded_tokens, rank = pick.rank,
+            prompt_tokens, "endpoint picked"
         );
     }
 

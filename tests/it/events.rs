@@ -93,7 +93,7 @@ fn source_of(publisher: &FakePublisher, settings: ModelSettings, replay: Option<
 }
 
 fn settings(algorithm: HashAlgorithm) -> ModelSettings {
-    ModelSettings { model: MODEL.into(), algorithm, pythonhashseed: None, adapters: Vec::new() }
+    ModelSettings { model: MODEL.into(), algorithm, pythonhashseed: None, adapters: Vec::new(), reports: false }
 }
 
 fn usual() -> ModelSettings {

@@ -5,6 +5,7 @@
 
 mod captures;
 mod cli;
+mod dial_in;
 mod events;
 mod fake_publisher;
 mod fakes;
