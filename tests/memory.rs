@@ -7,7 +7,7 @@ use warmroute::routing::endpoint::EndpointId;
 use warmroute::routing::hash::{BlockHash, BlockSize};
 use warmroute::routing::index::{Holder, IndexLimits, Keyspace, KeyspaceKind, PrefixIndex, SlotWriter, Tier};
 
-const CAP: usize = 128 << 20;
+const CAP: usize = 64 << 20;
 /// Blocks of one event.
 const N_BLOCKS: u64 = 512;
 
@@ -88,7 +88,7 @@ fn stream_that_never_removes_takes_no_more_than_the_cap_allows() {
     // Sources that come and go, each with a keyspace of its own.
     drop(others);
     drop(first);
-    for source in 10..16 {
+    for source in 10..13 {
         let mut slot = slot(&index, source, source);
         fill(&mut slot, u64::from(source));
     }
@@ -96,7 +96,7 @@ fn stream_that_never_removes_takes_no_more_than_the_cap_allows() {
 
     // Sources that fill the index, and empty it block by block but for one.
     let mut emptied = Vec::new();
-    for source in 20..24_u32 {
+    for source in 20..22_u32 {
         let mut slot = slot(&index, 16, source);
         fill(&mut slot, u64::from(source));
         let held: Vec<BlockHash> = slot.iter().map(|(hash, _)| hash).collect();

@@ -32,6 +32,7 @@ impl Router {
                 replay: None,
                 rank: 0,
                 model: Arc::new(settings()),
+                endpoint_knowledge: Arc::default(),
             });
         }
         Self { plane, endpoint: format!("tcp://127.0.0.1:{port}") }

@@ -96,6 +96,11 @@ fn serves_until_sigterm_and_exits_with_0() {
     assert!(get(admin, "/livez").starts_with("HTTP/1.1 200"));
     let metrics = get(admin, "/metrics");
     assert!(metrics.contains("warmroute_endpoints{model=\"tiny\"} 1"), "{metrics}");
+    let sources = get(admin, "/sources");
+    let (_, sources) = sources.split_once("\r\n\r\n").unwrap();
+    let sources: Value = serde_json::from_str(sources).unwrap();
+    assert_eq!(sources.as_array().unwrap().len(), 1, "{sources}");
+    assert_eq!((&sources[0]["model"], &sources[0]["endpoint"]), (&json!("tiny"), &json!("127.0.0.1:1")));
     // Connections that say nothing are no reason to stay.
     let _silent = TcpStream::connect(addresses["extproc"].as_str().unwrap()).unwrap();
     let asked = Instant::now();

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use warmroute::admin::{self, AdminState, health::Readiness};
+use warmroute::admin::{self, AdminState, health::Readiness, sources::ReadSources};
 use warmroute::events::socket::{EventPlane, SourceState, SourceStatus};
 use warmroute::routing::index::{IndexLimits, PrefixIndex};
 use warmroute::snapshots::{Config, Sibling, Snapshots};
@@ -51,7 +51,8 @@ impl Replica {
         plane.add(source(publisher, Some(publisher.replay.clone())));
 
         let shutdown = CancellationToken::new();
-        let state = AdminState { metrics: metrics.clone(), readiness: Readiness::default() };
+        let sources = ReadSources::new(Vec::new);
+        let state = AdminState { metrics: metrics.clone(), readiness: Readiness::default(), sources };
         let serving = admin::run(listener, state, snapshots.routes(), shutdown.clone());
         let asking = snapshots.siblings().unwrap().unwrap().run(shutdown.clone());
         let mut tasks =

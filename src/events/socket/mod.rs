@@ -32,7 +32,7 @@ use super::apply::SourceName;
 use super::snapshot::{Snapshot, SourceKey};
 use super::stats::{Counter, SourceStats};
 pub use super::stats::{SourceState, SourceStatus};
-use crate::routing::endpoint::EndpointId;
+use crate::routing::endpoint::{EndpointId, Knowledge};
 use crate::routing::index::PrefixIndex;
 use permits::ReplayPermits;
 use subscription::Shared;
@@ -61,6 +61,8 @@ pub struct Source {
     pub rank: u32,
     /// What the engine is known to run.
     pub model: Arc<ModelSettings>,
+    /// Where the request path learns that this source does not know the beginning of its engine's cache.
+    pub endpoint_knowledge: Arc<Knowledge>,
 }
 
 impl Source {

@@ -16,6 +16,7 @@ use crate::events::continuity::{
 use crate::events::snapshot::{Snapshot, SourceKey};
 use crate::events::stats::{Content, Counter, SourceState, SourceStats};
 use crate::events::wire::EventBatch;
+use crate::routing::endpoint::SourceKnowledge;
 use crate::routing::index::PrefixIndex;
 
 /// Messages of one kind read in a row, so that no source starves the others.
@@ -50,6 +51,7 @@ pub(super) struct Subscription {
     offer: Option<Box<Snapshot>>,
     shared: Shared,
     stats: Arc<SourceStats>,
+    knowledge: SourceKnowledge,
     random: fastrand::Rng,
 }
 
@@ -104,6 +106,7 @@ impl Subscription {
             offer: None,
             shared,
             stats,
+            knowledge: SourceKnowledge::new(source.endpoint_knowledge),
             random: fastrand::Rng::new(),
         }
     }
@@ -288,6 +291,7 @@ impl Subscription {
             self.log_phase(phase);
         }
         self.stats.set_state(SourceState::of(phase, self.applier.is_full()));
+        self.knowledge.mark_incomplete(phase == Phase::Incomplete);
     }
 
     fn obey(&mut self, now: Duration, action: Action) {
@@ -312,6 +316,7 @@ impl Subscription {
 
     fn start_generation(&mut self, cause: Cause) {
         self.applier.start_generation();
+        self.knowledge.start_generation();
         debug!(endpoint = %self.name.address, rank = self.name.rank, ?cause, "KV event source starts a generation");
     }
 
@@ -320,6 +325,7 @@ impl Subscription {
         let snapshot = self.offer.take();
         if snapshot.is_some_and(|snapshot| self.applier.restore(&snapshot.image)) {
             self.stats.n_restored.add(1_u64);
+            self.knowledge.start_generation();
             info!(%endpoint, rank, "KV event source goes on from a snapshot");
         } else {
             warn!(%endpoint, rank, "snapshot of a KV event source does not fit the settings");
