@@ -146,7 +146,7 @@ impl Continuity {
 
     /// Whether the running generation contains everything since the publisher's start.
     pub fn is_complete(&self) -> bool {
-        self.known.is_some_and(|known| known.complete)
+        self.known.is_some_and(|known| known.complete && known.next.is_some())
     }
 
     /// Moves the state. `now` is the time since any fixed moment and never goes back.

@@ -28,6 +28,8 @@ pub(super) fn quiescent(world: &World) -> Summary {
     for (site_idx, site) in world.sites.iter().enumerate() {
         let is_complete = site.source.phase() == Phase::Live;
         world.trace(site_idx, || format!("ends {:?}", site.source.phase()));
+        let diary = site.process.as_ref().and_then(|process| process.diary.as_ref());
+        diary.into_iter().flatten().for_each(|line| println!("site {site_idx} {line}"));
         lineage(site_idx, site, is_complete);
         let n_credited = blocks(world, site_idx, is_complete);
         chains(world, site_idx, is_complete);

@@ -1,5 +1,6 @@
 //! The prompts of the model: few, short, and with many common beginnings.
 
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use crate::events::apply::ModelSettings;
@@ -65,8 +66,8 @@ impl Kind {
 }
 
 /// A prompt of full blocks, and what they are hashed to.
-#[derive(Debug)]
 pub(super) struct Prompt {
+    name: (Kind, usize),
     pub(super) kind: Kind,
     pub(super) tokens: Vec<u32>,
     /// By an engine.
@@ -74,6 +75,12 @@ pub(super) struct Prompt {
     pub(super) hashes: Vec<BlockHash>,
     /// By us, in the keyspace Own.
     pub(super) own_keys: Vec<BlockHash>,
+}
+
+impl fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.name.0, self.name.1)
+    }
 }
 
 /// The prompts as the configuration has them hashed, and as an engine with another seed hashes them.
@@ -127,7 +134,7 @@ fn prompts_of(kind: Kind, n_common: &[usize], hasher: &BlockHasher) -> Vec<Promp
         let digests = hasher.chain(hasher.root(), &tokens, block_size(), |block_idx| scope.keys(block_idx));
         let hashes = digests.iter().map(Digest::low64).collect();
         let own_keys = OwnHasher::new(MODEL).scoped_chain(&tokens, block_size(), &scope);
-        prompts.push(Prompt { kind, tokens, digests, hashes, own_keys });
+        prompts.push(Prompt { name: (kind, prompt_idx), kind, tokens, digests, hashes, own_keys });
     }
     prompts
 }

@@ -43,7 +43,7 @@ pub(super) struct Message {
 impl Message {
     /// Cuts it somewhere, which nothing that is left of it can hide.
     pub(super) fn truncate(&mut self, rng: &mut fastrand::Rng) {
-        self.n_bytes = rng.usize(..self.n_bytes);
+        self.n_bytes = rng.usize(..self.n_bytes.max(1));
     }
 
     /// What the socket code makes of it after it has tried to decode it.
@@ -66,11 +66,14 @@ pub(super) struct Process {
     buffer: VecDeque<Message>,
     /// Batches that the replay buffer keeps.
     buffer_steps: usize,
+    /// Everything that was announced, for whoever follows one program.
+    pub(super) diary: Option<Vec<String>>,
 }
 
 impl Process {
-    pub(super) fn new(id: ProcessId, traits: EngineTraits, buffer_steps: usize) -> Self {
-        Self { id, engine: Engine::new(traits), next_seq: 0, buffer: VecDeque::new(), buffer_steps }
+    pub(super) fn new(id: ProcessId, traits: EngineTraits, buffer_steps: usize, traced: bool) -> Self {
+        let diary = traced.then(|| vec![format!("{id:?} {traits:?}")]);
+        Self { id, engine: Engine::new(traits), next_seq: 0, buffer: VecDeque::new(), buffer_steps, diary }
     }
 
     /// Some random work, and the batch that tells of it.
@@ -106,6 +109,9 @@ impl Process {
             return None;
         }
         let seq = self.next_seq;
+        if let Some(diary) = &mut self.diary {
+            diary.push(format!("{seq}: {announcements:?}"));
+        }
         self.next_seq += 1;
         let ts = Origin { process: self.id, seq }.as_ts();
         let bytes: Rc<[u8]> = encode(ts, announcements, self.engine.traits.form).into();

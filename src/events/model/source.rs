@@ -11,7 +11,7 @@ use crate::events::apply::{Applier, Image, SourceName};
 use crate::events::continuity::{Action, Continuity, Incident, Input, Overlap, Phase, SeqNo};
 use crate::events::stats::SourceStats;
 use crate::events::wire::EventBatch;
-use crate::routing::index::{ContentDigest, PrefixIndex};
+use crate::routing::index::PrefixIndex;
 
 /// What the sockets are to do.
 #[derive(Clone, Copy, Debug)]
@@ -80,10 +80,6 @@ impl Source {
         let (overlap, complete) = (snapshot.overlap, snapshot.is_complete);
         self.offer = Some(snapshot);
         Input::Offer { overlap, complete }
-    }
-
-    pub(super) fn digest(&self) -> ContentDigest {
-        self.applier.digest()
     }
 
     pub(super) fn phase(&self) -> Phase {

@@ -316,7 +316,7 @@ impl World {
         let id = ProcessId(self.n_processes);
         self.n_processes += 1;
         let buffer_steps = if self.rng.u8(..4) == 0 { self.rng.usize(1..12) } else { 10_000 };
-        Process::new(id, EngineTraits::random(self.reports, &mut self.rng), buffer_steps)
+        Process::new(id, EngineTraits::random(self.reports, &mut self.rng), buffer_steps, self.traced)
     }
 
     fn happen(&mut self, site: SiteIdx, event: Event) {
