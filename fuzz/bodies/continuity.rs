@@ -72,7 +72,8 @@ impl Program<'_> {
 
     /// Small numbers mostly, and the largest: one more is END.
     fn seq(&mut self) -> Option<SeqNo> {
-        self.byte().map(|byte| SeqNo(if byte < 250 { u64::from(byte) } else { u64::MAX - u64::from(256 - u16::from(byte)) }))
+        self.byte()
+            .map(|byte| SeqNo(if byte < 250 { u64::from(byte) } else { u64::MAX - u64::from(256 - u16::from(byte)) }))
     }
 
     /// Few different ones, so that they repeat.
@@ -161,7 +162,9 @@ impl Machine {
         let phase = self.continuity.phase();
         assert!(self.continuity.n_held_bytes() <= MAX_HELD_BYTES, "{} bytes are held", self.continuity.n_held_bytes());
         match phase {
-            Phase::Live | Phase::Incomplete | Phase::Stale => assert!(self.generation.is_some(), "{phase:?} of nothing"),
+            Phase::Live | Phase::Incomplete | Phase::Stale => {
+                assert!(self.generation.is_some(), "{phase:?} of nothing")
+            }
             Phase::Connecting | Phase::Quarantined => assert!(self.generation.is_none(), "{phase:?} with knowledge"),
             Phase::CatchingUp => {}
         }

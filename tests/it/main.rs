@@ -9,6 +9,7 @@ mod dial_in;
 mod events;
 mod fake_publisher;
 mod fakes;
+mod fuzz_corpus;
 mod hash;
 mod process;
 mod report;

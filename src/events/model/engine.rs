@@ -121,7 +121,8 @@ impl Engine {
 
     fn prefill(&mut self, rng: &mut fastrand::Rng, step: &mut Step) {
         let is_foreign = self.traits.is_foreign;
-        let prompts = if self.traits.all_kinds { prompts(is_foreign) } else { prompts_of_kind(Kind::Plain, is_foreign) };
+        let prompts =
+            if self.traits.all_kinds { prompts(is_foreign) } else { prompts_of_kind(Kind::Plain, is_foreign) };
         let prompt = rng.choice(prompts).expect("there are plain prompts");
         let end = rng.usize(1..=prompt.hashes.len());
         let n_hit = prompt.hashes[..end].iter().take_while(|hash| self.holds(**hash)).count();
@@ -175,6 +176,10 @@ impl Engine {
         }
         step.announcements.push(Announcement::Stored { prompt, from, to, medium: Medium::Gpu });
         step.announcements.extend(after);
+        // Our own keys need the whole chain: behind a block that is taken for gone, nothing can be keyed.
+        if self.traits.is_foreign && from > 0 && self.is_in_doubt(prompt.hashes[from - 1]) {
+            self.in_doubt.extend(&prompt.hashes[from..to]);
+        }
         self.gpu.extend(&prompt.digests[from..to]);
         true
     }

@@ -83,6 +83,7 @@ fn run_all(n_programs: u64) {
     println!("{summary:?}");
     // A model in which nothing is ever known would prove nothing.
     assert!(summary.n_live > n_programs / 2 && summary.n_credited > 4 * summary.n_live, "{summary:?}");
+    assert!(summary.n_split < n_programs / 100, "{summary:?}");
 }
 
 /// What the programs of these seeds came to, and those that failed with their reasons.

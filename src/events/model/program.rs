@@ -18,6 +18,8 @@ pub(super) struct Summary {
     pub(super) n_live: u64,
     /// Sources that ended without knowing the beginning.
     pub(super) n_incomplete: u64,
+    /// Prompts found shorter than they are cached, since one block lies in the Engine keyspace and the next in Own.
+    pub(super) n_split: u64,
     /// Snapshots that were taken over.
     pub(super) n_restored: u64,
     /// Blocks that were credited in the end.
@@ -28,6 +30,7 @@ impl std::ops::AddAssign for Summary {
     fn add_assign(&mut self, other: Self) {
         self.n_live += other.n_live;
         self.n_incomplete += other.n_incomplete;
+        self.n_split += other.n_split;
         self.n_restored += other.n_restored;
         self.n_credited += other.n_credited;
     }

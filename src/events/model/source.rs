@@ -16,7 +16,10 @@ use crate::routing::index::PrefixIndex;
 /// What the sockets are to do.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Command {
-    RequestReplay { from: SeqNo, within: Duration },
+    RequestReplay {
+        from: SeqNo,
+        within: Duration,
+    },
     CloseReplay,
     Reconnect,
     /// Drop the connection; another one is made when the source is let out.
