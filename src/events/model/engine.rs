@@ -176,8 +176,8 @@ impl Engine {
         }
         step.announcements.push(Announcement::Stored { prompt, from, to, medium: Medium::Gpu });
         step.announcements.extend(after);
-        // Our own keys need the whole chain: behind a block that is taken for gone, nothing can be keyed.
-        if self.traits.is_foreign && from > 0 && self.is_in_doubt(prompt.hashes[from - 1]) {
+        // Behind a block that is taken for gone, a chain leads to no root.
+        if from > 0 && self.is_in_doubt(prompt.hashes[from - 1]) {
             self.in_doubt.extend(&prompt.hashes[from..to]);
         }
         self.gpu.extend(&prompt.digests[from..to]);
