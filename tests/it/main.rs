@@ -10,6 +10,7 @@ mod engine;
 mod events;
 mod fake_publisher;
 mod fakes;
+mod fuzz_corpus;
 mod hash;
 mod process;
 mod report;

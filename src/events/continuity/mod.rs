@@ -147,7 +147,15 @@ impl Continuity {
 
     /// Whether the running generation contains everything since the publisher's start.
     pub fn is_complete(&self) -> bool {
-        self.known.is_some_and(|known| known.complete)
+        self.known.is_some_and(|known| known.complete && known.next.is_some())
+    }
+
+    /// What the live batches cost that wait for earlier ones; at most [`MAX_HELD_BYTES`].
+    pub fn n_held_bytes(&self) -> usize {
+        match &self.state {
+            State::CatchingUp(catch_up) => catch_up.held.n_bytes(),
+            State::Away { .. } | State::Live { .. } | State::Quarantined { .. } => 0,
+        }
     }
 
     /// Moves the state. `now` is the time since any fixed moment and never goes back.

@@ -305,9 +305,7 @@ impl Subscription {
             self.log_phase(phase);
         }
         self.stats.set_state(SourceState::of(phase, self.applier.is_full()));
-        // Without a replay, a stream that has brought nothing yet does not tell what came before.
-        let is_blind = self.replayer.is_none() && phase == Phase::Live && self.continuity.overlap().is_none();
-        self.knowledge.mark_incomplete(phase == Phase::Incomplete || is_blind);
+        self.knowledge.mark_incomplete(phase == Phase::Incomplete);
     }
 
     fn obey(&mut self, now: Duration, action: Action) -> Effect {
