@@ -315,7 +315,9 @@ fn algorithm_flag(algorithm: HashAlgorithm) -> &'static str {
 }
 
 fn environment(options: &VllmOptions) -> Vec<(&'static str, String)> {
-    let core = options.core.map_or_else(|| "nobind".to_owned(), |core| core.to_string());
+    // A list of cores must have one part per rank, so several ranks are left to the kernel.
+    let core = options.core.filter(|_| options.n_ranks == 1);
+    let core = core.map_or_else(|| "nobind".to_owned(), |core| core.to_string());
     let mut environment = vec![
         ("VLLM_CPU_KVCACHE_SPACE", "1".to_owned()),
         ("VLLM_CPU_OMP_THREADS_BIND", core),

@@ -87,7 +87,7 @@ mod tests {
                 begun.send(endpoint.id.0).expect("the test listens");
                 assert_ne!(endpoint.id.0, 4, "panics on purpose");
                 let _ends = ends;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }));
         let mut first = [visited.recv().await, visited.recv().await];
