@@ -169,8 +169,7 @@ impl Continuity {
             Input::Reply { seq, payload } => self.reply(now, seq, payload, &mut actions),
             Input::ReplayEnd => self.replay_end(now, &mut actions),
             Input::Offer { overlap, complete } => {
-                self.offer = Some(Offer { overlap, complete });
-                self.consider_offer(now, &mut actions);
+                self.offered(now, Offer { overlap, complete }, &mut actions);
             }
             Input::NotRestored => self.known.iter_mut().for_each(|known| known.complete = false),
             Input::Cleared => self.known.iter_mut().for_each(|known| known.complete = true),
@@ -178,6 +177,18 @@ impl Continuity {
             Input::Tick => self.tick(now, &mut actions),
         }
         actions
+    }
+
+    /// Whoever obeys keeps the latest snapshot only, so the one that is being proved is no longer there to be restored.
+    fn offered(&mut self, now: Duration, offer: Offer, actions: &mut Vec<Action>) {
+        self.offer = Some(offer);
+        match &mut self.state {
+            State::CatchingUp(CatchUp { why: Why::Offer(_), held, .. }) => {
+                let held = std::mem::take(held);
+                self.catch_up(now, Why::Offer(offer), held, actions);
+            }
+            _ => self.consider_offer(now, actions),
+        }
     }
 
     fn connected(&mut self, now: Duration, actions: &mut Vec<Action>) {
