@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// Replays that may be asked for in that time; a probe per minute among them.
 const MAX_REPLAYS_AT_REST: usize = 100;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut program = Program { bytes };
     let Some(first) = program.byte() else { return };
     let mut machine = Machine::new(first & 1 == 1);

@@ -7,7 +7,7 @@ use warmroute::events::wire::{Event, EventBatch, ExtraItem, WireError};
 /// Deepest nesting that both readers accept for sure.
 const SURE_DEPTH: u32 = 31;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let decoded = EventBatch::decode(bytes);
     let tree = Reader { rest: bytes, max_depth: 0 }.whole();
     match (&decoded, &tree) {

@@ -5,9 +5,12 @@ use std::time::Duration;
 use super::check;
 use super::publisher::Process;
 use super::world::{Faults, ReplayServer, SiteIdx, World};
+use crate::events::continuity::PROBE_AFTER;
 
 /// Longest virtual time after the last fault until every source has to be at rest. The longest quarantine is 300 s.
 const BOUND: Duration = Duration::from_secs(900);
+/// Longer than the silence after which a source is asked whether anything was missed, and the answer.
+const SILENCE: Duration = PROBE_AFTER.saturating_add(Duration::from_secs(20));
 /// Pause between two looks.
 const SETTLE_STEP: Duration = Duration::from_secs(5);
 
@@ -117,9 +120,9 @@ fn settle(world: &mut World, rng: &mut fastrand::Rng) {
         world.advance(SETTLE_STEP);
         if world.is_settled() {
             (0..world.sites.len()).for_each(|site| world.publish(site, Process::publish_all_kinds));
-            world.advance(SETTLE_STEP);
+            world.advance(SILENCE);
         }
-        // Not at rest any more if that batch told of another one that was lost.
+        // Not at rest any more if that batch, or a look into the replay after silence, told of another one that was lost.
         if world.is_settled() {
             return;
         }
