@@ -6,6 +6,7 @@
 //!   program serves; [`envoy`] and [`router`] are such programs.
 //! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real ones.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
+//! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between it and a subscriber bad.
 //! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
 
 pub mod cache;
@@ -16,6 +17,8 @@ pub mod envoy;
 pub mod fetch;
 pub mod load;
 pub mod process;
+pub mod proxy;
+pub mod publisher;
 pub mod report;
 pub mod router;
 pub mod service;

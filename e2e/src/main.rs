@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::cli::{EngineArgs, run_engine};
 use e2e::demo::{self, DemoArgs};
+use e2e::proxy::{ProxyArgs, run_proxy};
+use e2e::publisher::swarm::{SwarmArgs, run_swarm};
+use e2e::publisher::{PublisherArgs, run_publisher};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Harness of warmroute.
@@ -23,6 +26,13 @@ enum Command {
     Demo(DemoArgs),
     /// Run one simulated engine until Ctrl-C.
     Engine(Box<EngineArgs>),
+    /// Publish the KV events of a cache that follows from a seed, as vLLM's publisher thread does.
+    Publisher(PublisherArgs),
+    /// Many small publishers in one process.
+    #[command(hide = true)]
+    Swarm(SwarmArgs),
+    /// Stand between a subscriber and a publisher, and lose, delay or spoil messages.
+    Proxy(ProxyArgs),
 }
 
 fn main() -> ExitCode {
@@ -38,11 +48,18 @@ fn arguments(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsSt
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     match cli.command {
-        Command::Demo(args) => runtime.block_on(run_demo(args)),
-        Command::Engine(args) => runtime.block_on(run_engine(*args)).map(|()| ExitCode::SUCCESS),
+        Command::Publisher(args) => run_publisher(&args).map(|()| ExitCode::SUCCESS),
+        Command::Swarm(args) => run_swarm(&args).map(|()| ExitCode::SUCCESS),
+        Command::Proxy(args) => run_proxy(&args).map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => on_runtime(run_demo(args)),
+        Command::Engine(args) => on_runtime(async { run_engine(*args).await.map(|()| ExitCode::SUCCESS) }),
     }
+}
+
+fn on_runtime(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(work)
 }
 
 /// What the demo has started ends when its future is dropped.
