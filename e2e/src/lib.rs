@@ -7,6 +7,7 @@
 //! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real ones.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
 //! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between it and a subscriber bad.
+//! - [`faults`] has the event plane live through what can go wrong between them.
 //! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
 
 pub mod cache;
@@ -14,6 +15,7 @@ pub mod cli;
 pub mod demo;
 pub mod engines;
 pub mod envoy;
+pub mod faults;
 pub mod fetch;
 pub mod load;
 pub mod process;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::cli::{EngineArgs, run_engine};
 use e2e::demo::{self, DemoArgs};
+use e2e::faults::{self, FaultsArgs};
 use e2e::proxy::{ProxyArgs, run_proxy};
 use e2e::publisher::swarm::{SwarmArgs, run_swarm};
 use e2e::publisher::{PublisherArgs, run_publisher};
@@ -26,6 +27,11 @@ enum Command {
     Demo(DemoArgs),
     /// Run one simulated engine until Ctrl-C.
     Engine(Box<EngineArgs>),
+    /// Show what faults on real sockets do to the event plane.
+    Faults(FaultsArgs),
+    /// The event plane in a process of its own, for the scenarios.
+    #[command(hide = true)]
+    Follower,
     /// Publish the KV events of a cache that follows from a seed, as vLLM's publisher thread does.
     Publisher(PublisherArgs),
     /// Many small publishers in one process.
@@ -49,6 +55,8 @@ fn arguments(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsSt
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Faults(args) => Ok(if faults::run(&args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Follower => faults::run_follower().map(|()| ExitCode::SUCCESS),
         Command::Publisher(args) => run_publisher(&args).map(|()| ExitCode::SUCCESS),
         Command::Swarm(args) => run_swarm(&args).map(|()| ExitCode::SUCCESS),
         Command::Proxy(args) => run_proxy(&args).map(|()| ExitCode::SUCCESS),

@@ -58,11 +58,19 @@ pub struct Program {
     options: ProgramOptions,
     rng: fastrand::Rng,
     hasher: BlockHasher,
-    chains: VecDeque<Vec<Digest>>,
+    chains: VecDeque<Chain>,
     copies: HashMap<BlockHash, u32>,
     gone: VecDeque<BlockHash>,
     n_batches: u64,
     n_events: u64,
+}
+
+/// Blocks that follow each other, the first one at the beginning of a prompt.
+#[derive(Debug, Default)]
+struct Chain {
+    blocks: Vec<Digest>,
+    /// Tokens of the last block, until an eviction makes another one the last.
+    tail: Option<Vec<u32>>,
 }
 
 impl Program {
@@ -138,23 +146,24 @@ impl Program {
     /// Evicts the end of the chain that was not touched for longest.
     fn remove(&mut self) -> KvEvent {
         let Some(mut chain) = self.chains.pop_front() else { return self.begin() };
-        let block_hash = *chain.last().expect("a chain without blocks is not kept");
+        let block_hash = *chain.blocks.last().expect("a chain without blocks is not kept");
         let hash = block_hash.low64();
         let copies = self.copies.get_mut(&hash).expect("each block of a chain is held");
         *copies -= 1;
         if *copies == 0 {
             self.copies.remove(&hash);
             self.forget(hash);
-            chain.pop();
+            chain.blocks.pop();
+            chain.tail = None;
         }
-        if !chain.is_empty() {
+        if !chain.blocks.is_empty() {
             self.chains.push_front(chain);
         }
         KvEvent::BlockRemoved { block_hash }
     }
 
     fn begin(&mut self) -> KvEvent {
-        self.store(Vec::new())
+        self.store(Chain::default())
     }
 
     fn extend(&mut self) -> KvEvent {
@@ -162,33 +171,36 @@ impl Program {
         self.store(chain)
     }
 
-    fn some_chain(&mut self) -> Vec<Digest> {
+    fn some_chain(&mut self) -> Chain {
         let n_chains = self.chains.len();
-        if n_chains == 0 { Vec::new() } else { self.chains.remove(self.rng.usize(..n_chains)).unwrap_or_default() }
+        if n_chains == 0 {
+            Chain::default()
+        } else {
+            self.chains.remove(self.rng.usize(..n_chains)).unwrap_or_default()
+        }
     }
 
     /// Computes new blocks behind `chain`.
-    fn store(&mut self, mut chain: Vec<Digest>) -> KvEvent {
+    fn store(&mut self, mut chain: Chain) -> KvEvent {
         let n_blocks = self.rng.usize(1..=MAX_STORED);
         let token_ids: Vec<u32> = (0..n_blocks * BLOCK_SIZE as usize).map(|_| self.rng.u32(..N_TOKENS)).collect();
-        let parent = chain.last().copied();
+        let parent = chain.blocks.last().copied();
         let block_size = BlockSize::new(BLOCK_SIZE).expect("not 0");
         let root = self.hasher.root();
         let blocks = self.hasher.chain(parent.unwrap_or(root), &token_ids, block_size, |_| [] as [Key; 0]);
         blocks.iter().for_each(|block| *self.copies.entry(block.low64()).or_default() += 1);
-        chain.extend(&blocks);
+        chain.blocks.extend(&blocks);
+        chain.tail = Some(token_ids[token_ids.len() - BLOCK_SIZE as usize..].to_vec());
         self.chains.push_back(chain);
         stored(blocks, parent, token_ids)
     }
 
     /// Announces the last block of a chain again, as vLLM does for prompts of whole blocks: a second copy.
     fn copy(&mut self) -> KvEvent {
-        let Some(position) = self.chains.iter().position(|chain| chain.len() > 1) else { return self.begin() };
-        let chain = &self.chains[position];
-        let (parent, last) = (chain[chain.len() - 2], chain[chain.len() - 1]);
+        let copyable = |chain: &Chain| Some((chain.blocks.last_chunk::<2>().copied()?, chain.tail.clone()?));
+        let Some(([parent, last], token_ids)) = self.chains.iter().find_map(copyable) else { return self.begin() };
         *self.copies.entry(last.low64()).or_default() += 1;
-        // Its tokens are not remembered. Nobody hashes a block again whose parent is another block.
-        stored(vec![last], Some(parent), vec![0; BLOCK_SIZE as usize])
+        stored(vec![last], Some(parent), token_ids)
     }
 
     fn forget(&mut self, hash: BlockHash) {

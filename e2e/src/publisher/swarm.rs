@@ -68,6 +68,7 @@ pub struct Member {
 /// # Errors
 /// When a socket cannot be bound or used, or a command is not understood.
 pub fn run_swarm(args: &SwarmArgs) -> Result<()> {
+    crate::faults::raise_file_limit()?;
     let commands = standard_input()?;
     let mut swarm = Swarm::bind(args)?;
     swarm.say_report()?;

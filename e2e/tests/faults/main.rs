@@ -4,3 +4,4 @@
 
 mod proxy;
 mod publisher;
+mod scenarios;
