@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use warmroute::events::wire::EventBatch;
 use warmroute::routing::endpoint::EndpointId;
 use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
-use warmroute::routing::index::{KeyKinds, Keyspace, KeyspaceIndex, KeyspaceKind, Overlaps, PrefixIndex};
+use warmroute::routing::index::{Holder, KeyKinds, Keyspace, KeyspaceIndex, KeyspaceKind, Overlaps, PrefixIndex, Tier};
 
 const BLOCK_SIZE: u32 = 16;
 /// A prompt of 32,768 tokens.
@@ -110,9 +110,13 @@ fn chain(n_blocks: u32) -> Vec<BlockHash> {
     (1..=u64::from(n_blocks)).map(|block_idx| BlockHash(block_idx.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
 }
 
+fn gpu_of(id: u32) -> Holder {
+    Holder { endpoint: EndpointId(id), rank: 0, tier: Tier::Gpu }
+}
+
 /// A generation that stores a chain and ends.
 fn live_and_die(keyspace: &Arc<KeyspaceIndex>, chain: &[BlockHash]) {
-    let mut slot = keyspace.acquire(EndpointId(1)).expect("a slot is free");
+    let mut slot = keyspace.acquire(gpu_of(1)).expect("a slot is free");
     slot.store(chain);
     slot.retire();
 }
@@ -123,7 +127,7 @@ fn index(criterion: &mut Criterion) {
     let held = chain(N_PROMPT_BLOCKS);
     let index = PrefixIndex::default();
     let shared = keyspace(&index);
-    let mut slots: Vec<_> = (1..=N_HOLDERS).map(|id| shared.acquire(EndpointId(id)).expect("a slot is free")).collect();
+    let mut slots: Vec<_> = (1..=N_HOLDERS).map(|id| shared.acquire(gpu_of(id)).expect("a slot is free")).collect();
     for slot in &mut slots {
         slot.store(&held);
         slot.prove(KeyKinds::PLAIN);

@@ -20,7 +20,7 @@ use crate::admin::health::{Condition, Readiness};
 use crate::config::{self, Config};
 use crate::discovery::fixed::{EndpointIds, endpoint_set};
 use crate::events::apply::ModelSettings;
-use crate::events::socket::{EventPlane, Source};
+use crate::events::socket::{EventPlane, LagObserver, Source};
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::{Pool, Pools, Router};
 use crate::routing::endpoint::EndpointSet;
@@ -120,7 +120,7 @@ impl Running {
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::default();
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
-        let events = Arc::new(EventPlane::start(&index));
+        let events = Arc::new(EventPlane::start_observed(&index, lag_observer(&metrics)));
         let built = build_pools(config, &metrics, &events)?;
         observe(&metrics, &events, &built.endpoints);
         readiness.set(Condition::DiscoverySynced, true);
@@ -204,6 +204,7 @@ fn follow_events(model: &config::Model, set: &EndpointSet, events: &EventPlane) 
         algorithm: model.block_hash.algorithm,
         pythonhashseed: model.block_hash.pythonhashseed.clone(),
         adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
+        reports: false,
     });
     for (endpoint, listed) in set.endpoints.iter().zip(&model.discovery.fixed) {
         let Some(publisher) = &listed.events else { continue };
@@ -229,6 +230,11 @@ fn observe(metrics: &Metrics, events: &Arc<EventPlane>, pools: &[(Arc<str>, watc
     }));
 }
 
+fn lag_observer(metrics: &Arc<Metrics>) -> LagObserver {
+    let metrics = metrics.clone();
+    Arc::new(move |lag| metrics.observe_event_lag(lag))
+}
+
 fn source_row(status: SourceStatus) -> SourceRow {
     SourceRow {
         model: status.model,
@@ -245,6 +251,10 @@ fn source_row(status: SourceStatus) -> SourceRow {
         n_replays: status.n_replays,
         n_decode_failures: status.n_decode_failures,
         n_skipped: status.n_skipped,
+        n_refused: status.n_refused,
+        n_quarantines: status.n_quarantines,
+        n_panics: status.n_panics,
+        n_generations: status.n_generations,
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Reads `{"payload_hex": "…"}`, one msgpack batch. Writes `{"ts", "rank", "events": [{"type", "block_hashes": [u64 low64],
 //! "parent": u64|null, "n_tokens", "block_size", "medium", "lora_name", "group_idx", "extra_keys"}], "skipped": n}`;
-//! fields that an event does not have are absent. In `extra_keys` a byte string is `{"hex": "…"}`.
+//! fields that an event does not have are absent. In `extra_keys` a byte string is `{"hex": "…"}`, and an item
+//! of an unknown form `{"msgpack_hex": "…"}`.
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::lines;
-use crate::events::wire::{BlockRemoved, BlockStored, EngineHash, Event, EventBatch, ExtraItem};
+use crate::events::wire::{BlockKeys, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, ExtraItem, ExtraKeys};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +45,11 @@ fn event_json(event: &Event<'_>) -> Value {
         Event::BlockStored(stored) => stored_json(stored),
         Event::BlockRemoved(removed) => removed_json(removed),
         Event::AllBlocksCleared => json!({ "type": "AllBlocksCleared" }),
+        Event::TierBlocksCleared { medium } => {
+            let mut fields = Fields::new("TierBlocksCleared");
+            fields.put_some("medium", *medium);
+            fields.0.into()
+        }
     }
 }
 
@@ -56,7 +62,7 @@ fn stored_json(stored: &BlockStored<'_>) -> Value {
     fields.put_some("medium", stored.medium);
     fields.put_some("lora_name", stored.lora_name);
     fields.put_some("group_idx", stored.group_idx);
-    fields.put_some("extra_keys", stored.extra_keys.as_ref().map(|keys| extra_keys_json(keys)));
+    fields.put_some("extra_keys", stored.extra_keys.map(extra_keys_json));
     fields.0.into()
 }
 
@@ -91,18 +97,19 @@ fn low64s(hashes: &[EngineHash<'_>]) -> Vec<u64> {
 }
 
 /// A block without extra keys is null, as on the wire.
-fn extra_keys_json(keys: &[Vec<ExtraItem<'_>>]) -> Value {
-    let block = |items: &Vec<ExtraItem<'_>>| match items.as_slice() {
-        [] => Value::Null,
-        items => items.iter().map(item_json).collect(),
+fn extra_keys_json(keys: ExtraKeys<'_>) -> Value {
+    let block = |keys: BlockKeys<'_>| match keys.is_empty() {
+        true => Value::Null,
+        false => keys.iter().map(item_json).collect(),
     };
     keys.iter().map(block).collect()
 }
 
-fn item_json(item: &ExtraItem<'_>) -> Value {
+fn item_json(item: ExtraItem<'_>) -> Value {
     match item {
         ExtraItem::Str(text) => json!(text),
         ExtraItem::Mm(identifier, offset) => json!([identifier, offset]),
         ExtraItem::Bytes(bytes) => json!({ "hex": hex::encode(bytes) }),
+        ExtraItem::Other(raw) => json!({ "msgpack_hex": hex::encode(raw) }),
     }
 }

@@ -11,40 +11,56 @@ use crate::routing::index::KeyKinds;
 /// State of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceState {
-    /// Not connected (yet, or again).
-    Disconnected,
+    /// Not connected, and nothing is known.
+    Connecting,
     /// Connected; a replay is running.
     CatchingUp,
     /// Everything since the publisher's start is known.
     Live,
-    /// The live stream is followed, but what came before it is not known.
+    /// The live stream is followed, but not everything that the engine holds is known.
     Incomplete,
-    /// Given up after a panic of its code. Nothing of it is credited.
+    /// What is known may be out of date: no connection, or one that is not proved yet.
+    Stale,
+    /// Left alone for a while because it sent too much that is wrong.
+    Quarantined,
+    /// Its code panicked. It is started again after a while; nothing of it is credited until then.
     Failed,
 }
 
 impl SourceState {
-    const ALL: [Self; 5] = [Self::Disconnected, Self::CatchingUp, Self::Live, Self::Incomplete, Self::Failed];
+    const ALL: [Self; 7] = [
+        Self::Connecting,
+        Self::CatchingUp,
+        Self::Live,
+        Self::Incomplete,
+        Self::Stale,
+        Self::Quarantined,
+        Self::Failed,
+    ];
 
     /// The state as a label.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Disconnected => "disconnected",
+            Self::Connecting => "connecting",
             Self::CatchingUp => "catching_up",
             Self::Live => "live",
             Self::Incomplete => "incomplete",
+            Self::Stale => "stale",
+            Self::Quarantined => "quarantined",
             Self::Failed => "failed",
         }
     }
-}
 
-impl From<Phase> for SourceState {
-    fn from(phase: Phase) -> Self {
+    /// The state of a source in `phase`, which the index had no room for if `is_full`.
+    pub(super) fn of(phase: Phase, is_full: bool) -> Self {
         match phase {
-            Phase::Disconnected => Self::Disconnected,
+            Phase::Connecting => Self::Connecting,
             Phase::CatchingUp => Self::CatchingUp,
+            Phase::Live if is_full => Self::Incomplete,
             Phase::Live => Self::Live,
             Phase::Incomplete => Self::Incomplete,
+            Phase::Stale => Self::Stale,
+            Phase::Quarantined => Self::Quarantined,
         }
     }
 }
@@ -90,6 +106,10 @@ pub struct SourceStatus {
     pub n_skipped: u64,
     /// Blocks refused because the index had no room for them.
     pub n_refused: u64,
+    /// Times that it was left alone because it sent too much that is wrong.
+    pub n_quarantines: u64,
+    /// Panics of its code.
+    pub n_panics: u64,
 }
 
 /// The counters behind [`SourceStatus`]. Each is written by the source's thread alone; none guards other memory, so all
@@ -112,6 +132,12 @@ pub(super) struct SourceStats {
     pub(super) n_decode_failures: Counter,
     pub(super) n_skipped: Counter,
     pub(super) n_refused: Counter,
+    pub(super) n_quarantines: Counter,
+    pub(super) n_panics: Counter,
+    /// Blocks parked because their chain is not known back to its root.
+    pub(super) n_orphans: Counter,
+    /// Those of them that found no room: they are not credited in the keyspace Own.
+    pub(super) n_orphans_dropped: Counter,
 }
 
 /// A count that only grows.
@@ -133,8 +159,9 @@ impl SourceStats {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Shows a source that is given up: nothing of it is credited any more.
+    /// Shows a source whose code panicked: nothing of it is credited any more.
     pub(super) fn fail(&self) {
+        self.n_panics.add(1_u64);
         self.set_state(SourceState::Failed);
         self.set_kinds(KeyKinds::NONE, KeyKinds::NONE);
         self.set_n_blocks(0);

@@ -13,12 +13,12 @@ use tracing::debug;
 
 use super::message::RequestHead;
 use crate::request::{self, Api, LlmRequest, Prompt};
-use crate::routing::endpoint::{EndpointId, EndpointSet};
+use crate::routing::endpoint::EndpointSet;
 use crate::routing::hash::{BlockHasher, Scope};
 use crate::routing::index::{KeyKinds, Keyspace, KeyspaceIndex, Overlaps, PrefixIndex};
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
-use crate::routing::score::candidates;
+use crate::routing::score::{TokenMatch, candidates};
 use crate::telemetry::metrics::{Metrics, Stage};
 use crate::tokenizer::remote::RemoteTokenizer;
 
@@ -158,7 +158,7 @@ pub struct Router {
 /// A prompt's tokens and what the index knows of them.
 struct Lookup {
     prompt_tokens: u32,
-    matches: Vec<(EndpointId, u32)>,
+    matches: Vec<TokenMatch>,
 }
 
 impl Router {
@@ -252,7 +252,7 @@ impl Router {
         tokens: &[u32],
         scope: &Scope,
         required: KeyKinds,
-    ) -> Vec<(EndpointId, u32)> {
+    ) -> Vec<TokenMatch> {
         let mut overlaps = Overlaps::default();
         let mut matches = Vec::new();
         for (keyspace, index) in keyspaces {
@@ -261,7 +261,12 @@ impl Router {
             let reusable = &tokens[..tokens.len().saturating_sub(1)];
             let hashes = self.timed(Stage::Hash, || hasher.scoped_chain(reusable, block_size, scope));
             self.timed(Stage::Lookup, || index.overlaps(&hashes, required, &mut overlaps));
-            matches.extend(overlaps.by_endpoint().map(|(endpoint, n_blocks)| (endpoint, n_blocks * block_size.get())));
+            matches.extend(overlaps.matches().map(|found| TokenMatch {
+                endpoint: found.endpoint,
+                rank: found.rank,
+                tokens: found.n_blocks * block_size.get(),
+                offloaded_tokens: found.n_offloaded * block_size.get(),
+            }));
         }
         matches
     }

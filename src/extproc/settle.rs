@@ -98,7 +98,13 @@ mod tests {
             tokenizer: RemoteTokenizer::new(Duration::from_millis(1)).expect("a client"),
             endpoints: watch::channel(Arc::new(set)).1,
         };
-        let pick = Pick { endpoint: endpoints[0].clone(), matched_tokens: 0, alternate: None };
+        let pick = Pick {
+            endpoint: endpoints[0].clone(),
+            matched_tokens: 0,
+            offloaded_tokens: 0,
+            rank: None,
+            alternate: None,
+        };
         let decision = Decision { model: "m".into(), pick, outcome: Outcome::NoMatch, prompt_tokens: 0 };
         let in_flight = InFlight::new(endpoints[0].clone(), Millis(0));
         (Routed { decision, in_flight, pool: Arc::new(pool) }, endpoints)

@@ -1,6 +1,7 @@
 //! The pick and the [`Decision`] that records it.
 //!
-//! Rule: most matched tokens, then fewest in flight, then at random. Where nothing matched this is least-request.
+//! Rule: most tokens matched on a GPU, then most that other tiers add, then fewest in flight, then at random. Where nothing
+//! matched this is least-request.
 
 use std::cmp::{Ordering, Reverse};
 use std::sync::Arc;
@@ -13,8 +14,12 @@ use super::score::Candidate;
 pub struct Pick {
     /// The endpoint to send the request to.
     pub endpoint: Arc<Endpoint>,
-    /// Tokens of the prompt that it holds.
+    /// Tokens of the prompt that it holds on a GPU.
     pub matched_tokens: u32,
+    /// Tokens after those that it holds on any tier.
+    pub offloaded_tokens: u32,
+    /// The data-parallel rank whose match that is; none where nothing matched.
+    pub rank: Option<u32>,
     /// The runner-up, if there is another candidate.
     pub alternate: Option<Arc<Endpoint>>,
 }
@@ -26,6 +31,8 @@ pub fn pick(candidates: &[Candidate], random: &mut fastrand::Rng) -> Option<Pick
     Some(Pick {
         endpoint: first.endpoint.clone(),
         matched_tokens: first.matched_tokens,
+        offloaded_tokens: first.offloaded_tokens,
+        rank: first.rank,
         alternate: alternate.map(|candidate| candidate.endpoint.clone()),
     })
 }
@@ -59,8 +66,8 @@ fn best<'a>(
     best
 }
 
-fn merit(candidate: &Candidate) -> (u32, Reverse<u32>) {
-    (candidate.matched_tokens, Reverse(candidate.in_flight))
+fn merit(candidate: &Candidate) -> (u32, u32, Reverse<u32>) {
+    (candidate.matched_tokens, candidate.offloaded_tokens, Reverse(candidate.in_flight))
 }
 
 /// Why a request was picked by load although its prefix might be cached somewhere.
@@ -132,7 +139,7 @@ mod tests {
 
     fn candidate(id: u32, matched_tokens: u32, in_flight: u32) -> Candidate {
         let endpoint = Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000).into()));
-        Candidate { endpoint, matched_tokens, in_flight }
+        Candidate { endpoint, matched_tokens, offloaded_tokens: 0, rank: None, in_flight }
     }
 
     fn picked(candidates: &[Candidate]) -> (u32, Option<u32>) {
@@ -146,6 +153,19 @@ mod tests {
         assert_eq!(picked(&warm), (2, Some(1)));
         let cold = [candidate(0, 0, 3), candidate(1, 0, 1), candidate(2, 0, 2)];
         assert_eq!(picked(&cold), (1, Some(2)));
+    }
+
+    #[test]
+    fn offloaded_tokens_decide_between_equal_matches_only() {
+        let offloading = |id, matched, offloaded_tokens| Candidate {
+            offloaded_tokens,
+            rank: Some(id),
+            ..candidate(id, matched, id)
+        };
+        let candidates = [offloading(0, 64, 0), offloading(1, 64, 32), offloading(2, 32, 640)];
+        let pick = pick(&candidates, &mut fastrand::Rng::with_seed(1)).expect("there are candidates");
+        assert_eq!((pick.endpoint.id.0, pick.offloaded_tokens, pick.rank), (1, 32, Some(1)));
+        assert_eq!(pick.alternate.map(|endpoint| endpoint.id.0), Some(0));
     }
 
     #[test]

@@ -11,20 +11,34 @@ use super::load::Millis;
 pub struct Candidate {
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
-    /// Tokens of the prompt whose blocks the endpoint holds, from the start without a gap.
+    /// Tokens of the prompt whose blocks the endpoint holds on a GPU, from the start without a gap.
     pub matched_tokens: u32,
+    /// Tokens after those whose blocks it holds on any tier, without a gap.
+    pub offloaded_tokens: u32,
+    /// The data-parallel rank that holds them; none where nothing matched.
+    pub rank: Option<u32>,
     /// Requests that this router has on the way to it.
     pub in_flight: u32,
 }
 
-/// Tokens that an endpoint can reuse, per endpoint; an endpoint may occur several times, its best counts.
-pub type Matches = [(EndpointId, u32)];
+/// Tokens that one rank of an endpoint can reuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenMatch {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// The data-parallel rank.
+    pub rank: u32,
+    /// Tokens on its GPU, from the start without a gap.
+    pub tokens: u32,
+    /// Tokens after those on any tier, without a gap.
+    pub offloaded_tokens: u32,
+}
 
 /// The candidates of a pool: all endpoints that `allowed` accepts, without those that are avoided at `now` unless
-/// all of them are.
+/// all of them are. An endpoint may occur several times in `matches`, its best counts.
 pub fn candidates(
     set: &EndpointSet,
-    matches: &Matches,
+    matches: &[TokenMatch],
     allowed: impl Fn(&SocketAddr) -> bool,
     now: Millis,
 ) -> Vec<Candidate> {
@@ -33,16 +47,20 @@ pub fn candidates(
     allowed
         .into_iter()
         .filter(|endpoint| all_avoided || !endpoint.load.is_avoided(now))
-        .map(|endpoint| Candidate {
-            endpoint: endpoint.clone(),
-            matched_tokens: matched_tokens(endpoint.id, matches),
-            in_flight: endpoint.load.in_flight(),
-        })
+        .map(|endpoint| candidate(endpoint, matches))
         .collect()
 }
 
-fn matched_tokens(endpoint: EndpointId, matches: &Matches) -> u32 {
-    matches.iter().filter(|(id, _)| *id == endpoint).map(|(_, tokens)| *tokens).max().unwrap_or(0)
+fn candidate(endpoint: &Arc<Endpoint>, matches: &[TokenMatch]) -> Candidate {
+    let its_own = matches.iter().filter(|found| found.endpoint == endpoint.id);
+    let best = its_own.max_by_key(|found| (found.tokens, found.offloaded_tokens));
+    Candidate {
+        endpoint: endpoint.clone(),
+        matched_tokens: best.map_or(0, |found| found.tokens),
+        offloaded_tokens: best.map_or(0, |found| found.offloaded_tokens),
+        rank: best.map(|found| found.rank),
+        in_flight: endpoint.load.in_flight(),
+    }
 }
 
 #[cfg(test)]
@@ -59,10 +77,15 @@ mod tests {
     }
 
     #[test]
-    fn best_match_of_an_endpoint_counts() {
-        let matches = [(EndpointId(1), 32), (EndpointId(1), 96), (EndpointId(9), 500)];
+    fn best_rank_of_an_endpoint_counts() {
+        let found = |endpoint, rank, tokens, offloaded_tokens| {
+            let endpoint = EndpointId(endpoint);
+            TokenMatch { endpoint, rank, tokens, offloaded_tokens }
+        };
+        let matches = [found(1, 0, 32, 960), found(1, 1, 96, 0), found(1, 2, 96, 16), found(9, 0, 500, 0)];
         let found = candidates(&set(2), &matches, |_| true, Millis(0));
-        assert_eq!(found.iter().map(|candidate| candidate.matched_tokens).collect::<Vec<_>>(), [0, 96]);
+        let shown = found.iter().map(|found| (found.matched_tokens, found.offloaded_tokens, found.rank));
+        assert_eq!(shown.collect::<Vec<_>>(), [(0, 0, None), (96, 16, Some(2))]);
     }
 
     #[test]

@@ -38,6 +38,10 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const SHORTEST_BUCKET_SECONDS: f64 = 20e-6;
 /// Doublings from 20 µs up to 2.6 s, which is beyond every budget that a request has.
 const N_BUCKETS: u16 = 18;
+/// Shortest lag that is told apart: a batch crosses a loopback socket in less.
+const SHORTEST_LAG_SECONDS: f64 = 100e-6;
+/// Doublings from 100 µs up to 26 s.
+const N_LAG_BUCKETS: u16 = 19;
 
 /// The instruments of the process.
 #[derive(Debug)]
@@ -47,6 +51,7 @@ pub struct Metrics {
     fallbacks: Family<ReasonLabels, Counter>,
     decision_duration: Histogram,
     stage_duration: Family<StageLabels, Histogram>,
+    event_lag: Histogram,
     matched_tokens: Family<ModelLabels, Counter>,
     prompt_tokens: Family<ModelLabels, Counter>,
     left_to_envoy: Family<ReasonLabels, Counter>,
@@ -128,6 +133,14 @@ pub struct SourceRow {
     pub n_decode_failures: u64,
     /// Events skipped inside decoded batches.
     pub n_skipped: u64,
+    /// Blocks that the index had no room for.
+    pub n_refused: u64,
+    /// Times that it was left alone because it sent too much that is wrong.
+    pub n_quarantines: u64,
+    /// Panics of its code.
+    pub n_panics: u64,
+    /// Generations started: each drops what was known before.
+    pub n_generations: u64,
 }
 
 /// Reads the rows of a scrape from their owner; must neither block nor await.
@@ -166,6 +179,12 @@ impl Metrics {
             ),
             matched_tokens: add(r, "matched_tokens", "Prompt tokens held by the picked endpoint"),
             prompt_tokens: add(r, "prompt_tokens", "Prompt tokens of picks that knew them"),
+            event_lag: add_seconds(
+                r,
+                "event_lag",
+                "Time from the engine's clock in a live KV event batch to the index, clocks of two machines included",
+                Histogram::new(exponential_buckets(SHORTEST_LAG_SECONDS, 2.0, N_LAG_BUCKETS)),
+            ),
             left_to_envoy: add(r, "left_to_envoy", "Requests passed on for Envoy's policy to pick"),
             immediate_responses: add(r, "immediate_responses", "Requests answered with an error"),
             streams: add(r, "streams", "ext_proc streams opened by Envoy"),
@@ -214,6 +233,11 @@ impl Metrics {
     /// Counts a pick by load alone in `fallbacks_total`; `reason` is the fallback's name.
     pub fn count_fallback(&self, reason: &'static str) {
         self.fallbacks.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Records how long a live KV event batch was on its way to the index.
+    pub fn observe_event_lag(&self, lag: Duration) {
+        self.event_lag.observe(lag.as_secs_f64());
     }
 
     /// Records how long a pick took in all.
@@ -509,12 +533,18 @@ const SOURCE_GAUGES: [SourceSeries; 2] = [
     }),
 ];
 
-const SOURCE_COUNTERS: [SourceSeries; 5] = [
+const SOURCE_COUNTERS: [SourceSeries; 9] = [
     ("event_batches", "Event batches applied to the index", |row| row.n_batches),
     ("event_gaps", "Times that sequence numbers were missing", |row| row.n_gaps),
     ("event_replays", "Replays requested from the engine", |row| row.n_replays),
     ("event_decode_failures", "Event batches that could not be decoded", |row| row.n_decode_failures),
     ("event_skipped", "Events skipped inside decoded batches", |row| row.n_skipped),
+    ("event_refused_blocks", "Blocks that the index had no room for", |row| row.n_refused),
+    ("source_quarantines", "Times a source was left alone because it sent too much that is wrong", |row| {
+        row.n_quarantines
+    }),
+    ("source_panics", "Times the code of a source panicked", |row| row.n_panics),
+    ("source_generations", "Times a source's knowledge began anew", |row| row.n_generations),
 ];
 
 fn gauge<'a>(
@@ -590,6 +620,10 @@ mod tests {
             n_replays: 1,
             n_decode_failures: 8,
             n_skipped: 9,
+            n_refused: 10,
+            n_quarantines: 11,
+            n_panics: 12,
+            n_generations: 13,
         }
     }
 

@@ -27,7 +27,7 @@ use warmroute::extproc::decide::{Pool, Pools, Router};
 use warmroute::extproc::{self, Config};
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
 use warmroute::routing::hash::{BlockHasher, BlockSize, HashAlgorithm, Scope};
-use warmroute::routing::index::{IndexLimits, KeyKinds, Keyspace, KeyspaceKind, PrefixIndex, SlotWriter};
+use warmroute::routing::index::{Holder, IndexLimits, KeyKinds, Keyspace, KeyspaceKind, PrefixIndex, SlotWriter, Tier};
 use warmroute::telemetry::metrics::Metrics;
 use warmroute::tokenizer::remote::RemoteTokenizer;
 
@@ -140,8 +140,9 @@ impl FakeRouter {
     pub(crate) fn warm(&self, endpoint_idx: usize, tokens: &[u32], scope: &Scope, proved: KeyKinds) -> SlotWriter {
         let block_size = BlockSize::new(BLOCK_SIZE).unwrap();
         let kind = KeyspaceKind::Engine { algorithm: self.hasher.algorithm(), root: self.hasher.root() };
-        let keyspace = self.index.keyspace(&Keyspace { model: "tiny".into(), block_size, kind });
-        let mut slot = keyspace.acquire(self.endpoints[endpoint_idx].id).unwrap();
+        let keyspace = Keyspace { model: "tiny".into(), block_size, kind };
+        let holder = Holder { endpoint: self.endpoints[endpoint_idx].id, rank: 0, tier: Tier::Gpu };
+        let mut slot = self.index.acquire(&keyspace, holder).unwrap();
         slot.store(&self.hasher.scoped_chain(tokens, block_size, scope));
         slot.prove(proved);
         slot

@@ -1,21 +1,30 @@
 //! Turns the batches of one source into writes of the index.
 //!
-//! Each generation of a source has a slot of its own in the keyspace of its model, its block size and its hash settings; the
-//! block size is that of the first usable `BlockStored`. What does not belong into the slot is skipped and counted:
+//! Each generation of a source has slots of its own: one per tier in the keyspace of the engine's hashes, and one per tier in the
+//! keyspace Own, as far as they are needed (`generation` says what goes where). The block size is that of the first usable
+//! `BlockStored`. What is of no use is skipped and counted:
 //!
-//! - other tiers than the GPU, placeholders without a block size, events without hashes;
+//! - unknown media, events without hashes, placeholders of blocks that nothing is known of;
 //! - groups other than the first one with full attention: a block is reusable only if its full-attention group has it, and
 //!   the other groups announce sparse subsets of the same hashes. Removals name only the group's number, so kinds
 //!   are learned from `BlockStored`. Events without a group are taken;
-//! - blocks of another size than the generation's first.
+//! - blocks of another size than the generation's first, and those of adapters that have no name (before vLLM 0.14).
 //!
-//! A block is credited only for hashes that are proved; blocks are indexed before that, so that a proof credits them
-//! at once. A batch that cannot be decoded is counted and left out: if it held removals, those blocks are credited
-//! until the generation ends.
+//! In the Engine keyspace a block is credited only for hashes that are proved (`proof`). There nothing is kept per block
+//! outside of the index, and token ids are looked at only for the proof. In Own everything is computed from the event (`own`).
+//!
+//! Copies: an engine announces each physical copy, and a reused prefix once more if a request asks for it
+//! (`kv_cache_report_mode: full`). Blocks that are known get no further copy where a store that begins a prompt is continued in
+//! its batch, or begins a prompt at all while we ask for such reports. Two real copies that look like this count too low.
 //!
 //! Token ids and salts are never logged.
 
+mod generation;
+pub mod image;
+mod own;
+mod parked;
 mod proof;
+mod slots;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,14 +33,14 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::stats::SourceStats;
-use super::wire::{BlockRemoved, BlockStored, Event, EventBatch};
+use super::wire::{BlockStored, Event, EventBatch};
 use crate::routing::endpoint::EndpointId;
+use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm};
-use crate::routing::index::{Keyspace, KeyspaceKind, PrefixIndex, SlotWriter};
-use proof::{Finding, Proof};
-
-/// Tokens per block beyond which a publisher is not believed: each block size costs a keyspace.
-const MAX_BLOCK_SIZE: u32 = 1 << 14;
+use crate::routing::index::{ContentDigest, PrefixIndex, Tier};
+use generation::{Generation, tier_of};
+pub use image::Image;
+use proof::Finding;
 
 /// What the engines of a model have in common.
 #[derive(Clone, Debug)]
@@ -42,8 +51,11 @@ pub struct ModelSettings {
     pub algorithm: HashAlgorithm,
     /// `PYTHONHASHSEED` of the engine process; none: unset.
     pub pythonhashseed: Option<String>,
-    /// Name and path of each adapter, at most [`crate::routing::index::KeyKinds::MAX_ADAPTERS`].
+    /// Name and path of each adapter, at most [`crate::routing::index::KeyKinds::MAX_ADAPTERS`]. An empty path is one that
+    /// is not known: blocks of the adapter are then found by our own hashes.
     pub adapters: Vec<(Arc<str>, Arc<str>)>,
+    /// Whether we ask engines for full reports, so that any store that begins a prompt may repeat blocks that are there.
+    pub reports: bool,
 }
 
 /// Which rank of which endpoint a source is.
@@ -57,24 +69,20 @@ pub(super) struct SourceName {
 /// Writes the blocks of one source.
 #[derive(Debug)]
 pub(super) struct Applier {
+    shared: Shared,
+    generation: Option<Generation>,
+}
+
+/// What the generations of a source have in common.
+#[derive(Debug)]
+struct Shared {
     name: SourceName,
     settings: Arc<ModelSettings>,
     /// None: the engine's root cannot be known.
     hasher: Option<BlockHasher>,
+    own_hasher: OwnHasher,
     index: Arc<PrefixIndex>,
     stats: Arc<SourceStats>,
-    generation: Option<Generation>,
-}
-
-/// What is known of one life of the publisher.
-#[derive(Debug, Default)]
-struct Generation {
-    slot: Option<(BlockSize, SlotWriter)>,
-    /// Number of the full-attention group that is indexed.
-    group: Option<u32>,
-    proof: Proof,
-    warned_of_block_size: bool,
-    warned_of_full_index: bool,
 }
 
 impl Applier {
@@ -84,24 +92,25 @@ impl Applier {
         index: Arc<PrefixIndex>,
         stats: Arc<SourceStats>,
     ) -> Self {
-        let hasher = BlockHasher::new(settings.algorithm, settings.pythonhashseed.as_deref());
-        if let Err(error) = &hasher {
-            warn!(endpoint = %name.address, rank = name.rank, %error, "KV events of this source get no credit");
-        }
-        Self { name, settings, hasher: hasher.ok(), index, stats, generation: None }
+        let hasher = BlockHasher::new(settings.algorithm, settings.pythonhashseed.as_deref())
+            .inspect_err(|error| {
+                info!(endpoint = %name.address, rank = name.rank, %error, "KV events of this source are indexed by our own hashes");
+            })
+            .ok();
+        let own_hasher = OwnHasher::new(&settings.model);
+        Self { shared: Shared { name, settings, hasher, own_hasher, index, stats }, generation: None }
     }
 
     /// Retires what is known and starts anew.
     pub(super) fn start_generation(&mut self) {
         self.end_generation();
-        self.stats.n_generations.add(1_u64);
-        self.generation = Some(Generation::default());
+        self.begin(Generation::default());
     }
 
     /// Retires what is known.
     pub(super) fn end_generation(&mut self) {
         self.generation = None;
-        self.stats.set_last_seq(None);
+        self.shared.stats.set_last_seq(None);
         self.show();
     }
 
@@ -110,147 +119,122 @@ impl Applier {
         for (event_idx, event) in batch.events.iter().enumerate() {
             match event {
                 Event::BlockStored(stored) => self.store(stored, &continued, event_idx),
-                Event::BlockRemoved(removed) => self.remove(removed),
-                Event::AllBlocksCleared => self.clear(),
+                Event::BlockRemoved(removed) => {
+                    let is_of_use = self.generation.as_mut().is_some_and(|generation| generation.remove(removed));
+                    let stats = &self.shared.stats;
+                    (if is_of_use { &stats.n_removed } else { &stats.n_skipped }).add(1_u64);
+                }
+                Event::AllBlocksCleared => self.clear_all(),
+                Event::TierBlocksCleared { medium } => self.clear_tier(*medium),
             }
         }
-        self.stats.n_batches.add(1_u64);
-        self.stats.n_skipped.add(batch.n_skipped);
+        self.shared.stats.n_batches.add(1_u64);
+        self.shared.stats.n_skipped.add(batch.n_skipped);
+        self.show();
+    }
+
+    /// Drops all blocks, as `AllBlocksCleared` does.
+    pub(super) fn clear(&mut self) {
+        self.clear_all();
+        self.show();
+    }
+
+    /// What the running generation holds, by the engine's hashes; equal for routers that have applied the same batches.
+    pub(super) fn digest(&self) -> ContentDigest {
+        self.generation.as_ref().map(Generation::digest).unwrap_or_default()
+    }
+
+    /// Whether blocks were refused since the generation started.
+    pub(super) fn is_full(&self) -> bool {
+        self.generation.as_ref().is_some_and(|generation| generation.is_full)
+    }
+
+    /// What the running generation knows.
+    pub(super) fn image(&self) -> Option<Image> {
+        self.generation.as_ref().map(|generation| Image::of(generation, &self.shared))
+    }
+
+    /// Starts a generation that knows what `image` says; false, and no generation runs, when the image was made under
+    /// other settings or is not well-formed.
+    pub(super) fn restore(&mut self, image: &Image) -> bool {
+        self.end_generation();
+        let restored = image.restore(&self.shared);
+        let was_restored = restored.is_some();
+        if let Some(generation) = restored {
+            self.begin(generation);
+        }
+        was_restored
+    }
+
+    fn begin(&mut self, generation: Generation) {
+        self.shared.stats.n_generations.add(1_u64);
+        self.generation = Some(generation);
         self.show();
     }
 
     fn store(&mut self, stored: &BlockStored<'_>, continued: &Continued, event_idx: usize) {
-        let (Some(generation), Some(hasher)) = (&mut self.generation, &self.hasher) else {
-            return self.stats.n_skipped.add(1_u64);
-        };
-        let block_size = BlockSize::new(stored.block_size).filter(|block_size| block_size.get() <= MAX_BLOCK_SIZE);
-        let (Some(block_size), true) = (block_size, generation.indexes(stored)) else {
-            return self.stats.n_skipped.add(1_u64);
-        };
-        if !generation.ensure_slot(block_size, hasher, &self.name, &self.settings, &self.index) {
-            self.stats.n_refused.add(stored.block_hashes.len() as u64);
-            return;
-        }
-        let Some((slot_block_size, slot)) = &mut generation.slot else { return };
-        if *slot_block_size != block_size {
-            generation.warned_of_block_size |=
-                warn_of_block_size(&self.name, generation.warned_of_block_size, block_size);
-            return self.stats.n_skipped.add(1_u64);
-        }
-        report(&self.name, &generation.proof.examine(stored, hasher, &self.settings), slot);
-        self.stats.n_stored.add(1_u64);
-        let hashes: Vec<BlockHash> = stored.block_hashes.iter().map(|hash| hash.low64()).collect();
-        if !is_announced_again(stored, &hashes, continued.is_after(&hashes, event_idx), slot) {
-            self.stats.n_refused.add(slot.store(&hashes).n_refused);
+        let is_continued = continued.is_after(stored, event_idx);
+        let shared = &mut self.shared;
+        let is_of_use =
+            self.generation.as_mut().is_some_and(|generation| generation.store(stored, is_continued, shared));
+        (if is_of_use { &shared.stats.n_stored } else { &shared.stats.n_skipped }).add(1_u64);
+    }
+
+    fn clear_all(&mut self) {
+        self.shared.stats.n_cleared.add(1_u64);
+        if let Some(generation) = &mut self.generation {
+            Tier::ALL.into_iter().for_each(|tier| generation.clear(tier));
         }
     }
 
-    fn remove(&mut self, removed: &BlockRemoved<'_>) {
-        let generation = self.generation.as_mut().filter(|generation| generation.holds_group(removed));
-        let Some(Generation { slot: Some((_, slot)), .. }) = generation else {
-            return self.stats.n_skipped.add(1_u64);
-        };
-        self.stats.n_removed.add(1_u64);
-        for hash in &removed.block_hashes {
-            slot.remove(hash.low64());
-        }
-    }
-
-    fn clear(&mut self) {
-        self.stats.n_cleared.add(1_u64);
-        if let Some(Generation { slot: Some((_, slot)), .. }) = &mut self.generation {
-            slot.clear();
+    fn clear_tier(&mut self, medium: Option<&str>) {
+        let Some(tier) = tier_of(medium) else { return self.shared.stats.n_skipped.add(1_u64) };
+        self.shared.stats.n_cleared.add(1_u64);
+        if let Some(generation) = &mut self.generation {
+            generation.clear(tier);
         }
     }
 
     fn show(&self) {
-        let slot = self.generation.as_ref().and_then(|generation| generation.slot.as_ref());
-        self.stats.set_n_blocks(slot.map_or(0, |(_, slot)| slot.n_blocks()));
+        let stats = &self.shared.stats;
+        stats.set_n_blocks(self.generation.as_ref().map_or(0, Generation::n_blocks));
         let proof = self.generation.as_ref().map(|generation| &generation.proof);
-        self.stats.set_kinds(
+        stats.set_kinds(
             proof.map(|proof| proof.proved).unwrap_or_default(),
             proof.map(|proof| proof.disproved).unwrap_or_default(),
         );
     }
 }
 
-impl Generation {
-    /// Whether the event's blocks belong into the index; learns which group does.
-    fn indexes(&mut self, stored: &BlockStored<'_>) -> bool {
-        if !is_on_gpu(stored.medium) || stored.block_hashes.is_empty() || !is_full_attention(stored.spec_kind) {
-            return false;
-        }
-        stored.group_idx.is_none_or(|group| *self.group.get_or_insert(group) == group)
-    }
-
-    fn holds_group(&self, removed: &BlockRemoved<'_>) -> bool {
-        is_on_gpu(removed.medium) && removed.group_idx.is_none_or(|group| self.group == Some(group))
-    }
-
-    /// Makes sure that there is a slot; false: the index has no room for one.
-    fn ensure_slot(
-        &mut self,
-        block_size: BlockSize,
-        hasher: &BlockHasher,
-        name: &SourceName,
-        settings: &ModelSettings,
-        index: &PrefixIndex,
-    ) -> bool {
-        if self.slot.is_some() {
-            return true;
-        }
-        let kind = KeyspaceKind::Engine { algorithm: hasher.algorithm(), root: hasher.root() };
-        let keyspace = index.keyspace(&Keyspace { model: settings.model.clone(), block_size, kind });
-        self.slot = keyspace.acquire(name.endpoint).map(|slot| (block_size, slot));
-        if self.slot.is_none() && !self.warned_of_full_index {
-            self.warned_of_full_index = true;
-            warn!(endpoint = %name.address, rank = name.rank, "no room in the index for the KV events of this source");
-        }
-        self.slot.is_some()
-    }
-}
-
-/// Says once per generation that blocks of another size are skipped.
-fn warn_of_block_size(name: &SourceName, warned: bool, block_size: BlockSize) -> bool {
-    if !warned {
+impl Shared {
+    fn warn_of_block_size(&self, block_size: BlockSize) {
         warn!(
-            endpoint = %name.address, rank = name.rank, block_size = block_size.get(),
+            endpoint = %self.name.address, rank = self.name.rank, block_size = block_size.get(),
             "KV events with a second block size are skipped"
         );
     }
-    true
-}
 
-fn report(name: &SourceName, finding: &Finding, slot: &mut SlotWriter) {
-    match finding {
-        Finding::Nothing => {}
-        Finding::Proved(kinds) => {
-            slot.prove(*kinds);
-            info!(endpoint = %name.address, rank = name.rank, %kinds, "KV event hashes are proved");
-        }
-        Finding::Disproved(kinds, suspect) => {
-            slot.disprove(*kinds);
-            warn!(
-                endpoint = %name.address, rank = name.rank, %kinds, %suspect,
-                "KV event hashes are not the configured ones and get no credit"
-            );
-        }
+    fn warn_of_full_index(&self) {
+        warn!(
+            endpoint = %self.name.address, rank = self.name.rank,
+            "no room in the index for all KV events of this source"
+        );
     }
 }
 
-fn is_on_gpu(medium: Option<&str>) -> bool {
-    matches!(medium, None | Some("GPU"))
-}
-
-/// The kinds that vLLM (0.32, `v1/kv_cache_interface.py`) manages by whole prefixes; none: a publisher before 0.22.
-fn is_full_attention(spec_kind: Option<&str>) -> bool {
-    matches!(spec_kind, None | Some("full_attention" | "mla_attention" | "sink_full_attention"))
-}
-
-/// Whether the event repeats a reused prefix (`kv_cache_report_mode: full`), which makes no new copy: it begins a prompt, every
-/// block is known, and an event of the same batch continues it. Two real copies that look like this count too low.
-fn is_announced_again(stored: &BlockStored<'_>, hashes: &[BlockHash], is_continued: bool, slot: &SlotWriter) -> bool {
-    stored.parent.is_none() && is_continued && hashes.iter().all(|hash| slot.holds(*hash))
+fn report(name: &SourceName, finding: &Finding) {
+    match finding {
+        Finding::Nothing => {}
+        Finding::Proved(kinds) => {
+            info!(endpoint = %name.address, rank = name.rank, %kinds, "KV event hashes are proved");
+        }
+        Finding::Disproved(kinds, suspect) => {
+            warn!(
+                endpoint = %name.address, rank = name.rank, %kinds, %suspect,
+                "KV event hashes are not the configured ones, these blocks are indexed by our own hashes"
+            );
+        }
+    }
 }
 
 /// Which blocks are continued by later events of a batch: parent → the last event that has it.
@@ -260,15 +244,16 @@ impl Continued {
     fn by(events: &[Event<'_>]) -> Self {
         let parents = events.iter().enumerate().filter_map(|(event_idx, event)| match event {
             Event::BlockStored(stored) => stored.parent.map(|parent| (parent.low64(), event_idx)),
-            Event::BlockRemoved(_) | Event::AllBlocksCleared => None,
+            Event::BlockRemoved(_) | Event::AllBlocksCleared | Event::TierBlocksCleared { .. } => None,
         });
         // A batch of one event, the usual one, needs no map.
         Self(if events.len() > 1 { parents.collect() } else { HashMap::new() })
     }
 
-    /// Whether an event after `event_idx` continues the chain that `hashes` ends.
-    fn is_after(&self, hashes: &[BlockHash], event_idx: usize) -> bool {
-        hashes.last().and_then(|last| self.0.get(last)).is_some_and(|later_idx| *later_idx > event_idx)
+    /// Whether an event after `event_idx`, which is `stored`, continues its chain.
+    fn is_after(&self, stored: &BlockStored<'_>, event_idx: usize) -> bool {
+        let last = stored.block_hashes.last().map(|last| last.low64());
+        last.and_then(|last| self.0.get(&last)).is_some_and(|later_idx| *later_idx > event_idx)
     }
 }
 

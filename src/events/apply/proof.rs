@@ -17,7 +17,7 @@
 
 use std::fmt;
 
-use crate::events::wire::{BlockStored, EngineHash, ExtraItem};
+use crate::events::wire::{BlockKeys, BlockStored, EngineHash, ExtraItem};
 use crate::routing::hash::{BlockHasher, BlockSize, Digest, HashAlgorithm, Key, Scope};
 use crate::routing::index::KeyKinds;
 
@@ -36,8 +36,8 @@ pub(super) struct Proof {
     pub(super) proved: KeyKinds,
     pub(super) disproved: KeyKinds,
     /// Chains seen that could have been checked but need not.
-    n_passed: u64,
-    n_unexplained: u64,
+    pub(super) n_passed: u64,
+    pub(super) n_unexplained: u64,
 }
 
 /// What a chain showed.
@@ -138,6 +138,55 @@ impl Proof {
     }
 }
 
+/// What is in the first block of a chain, where it is nothing that no request of ours has.
+#[derive(Debug)]
+pub(super) struct FirstBlock<'a> {
+    adapter_idx: Option<usize>,
+    salt: Option<&'a str>,
+}
+
+impl<'a> FirstBlock<'a> {
+    /// None: there is something in it that we cannot compute.
+    pub(super) fn of(stored: &BlockStored<'a>, settings: &ModelSettings) -> Option<Self> {
+        let adapter_idx = match stored.lora_name {
+            Some(name) => Some(adapter_idx(name, settings)?),
+            None => None,
+        };
+        let salt = match stored.extra_keys.and_then(|keys| keys.iter().next()) {
+            Some(items) => salt_of(items, stored.lora_name)?,
+            None => None,
+        };
+        Some(Self { adapter_idx, salt })
+    }
+
+    /// The kinds that a request for the chain needs.
+    pub(super) fn kinds(&self) -> KeyKinds {
+        self.adapter().unwrap_or(KeyKinds::PLAIN) | self.salt_kind()
+    }
+
+    fn adapter(&self) -> Option<KeyKinds> {
+        self.adapter_idx.and_then(KeyKinds::adapter)
+    }
+
+    fn salt_kind(&self) -> KeyKinds {
+        if self.salt.is_some() { KeyKinds::SALT } else { KeyKinds::NONE }
+    }
+}
+
+/// The kinds that the blocks of an event that continues a chain can be of, as far as they tell: a salt is in the first block
+/// alone. None: an adapter whose hashes we cannot compute.
+pub(super) fn continued_kinds(stored: &BlockStored<'_>, settings: &ModelSettings) -> Option<KeyKinds> {
+    match stored.lora_name {
+        Some(name) => KeyKinds::adapter(adapter_idx(name, settings)?),
+        None => Some(KeyKinds::PLAIN),
+    }
+}
+
+/// Position of an adapter whose path is known: without it, no hash can be computed.
+fn adapter_idx(name: &str, settings: &ModelSettings) -> Option<usize> {
+    settings.adapters.iter().position(|(configured, path)| &**configured == name && !path.is_empty())
+}
+
 /// The part of a chain, from the root on, whose extra keys we can compute.
 #[derive(Debug)]
 struct Evidence {
@@ -155,22 +204,13 @@ impl Evidence {
         if stored.parent.is_some() || stored.token_ids.len() != n_tokens {
             return None;
         }
-        let adapter_idx = match stored.lora_name {
-            Some(name) => Some(settings.adapters.iter().position(|(configured, _)| &**configured == name)?),
-            None => None,
-        };
-        let salt = match stored.extra_keys.as_ref().and_then(|keys| keys.first()) {
-            Some(items) => salt_of(items, stored.lora_name)?,
-            None => None,
-        };
+        let first = FirstBlock::of(stored, settings)?;
         let scope = Scope {
-            adapter: adapter_idx.map(|adapter_idx| settings.adapters[adapter_idx].clone()),
-            cache_salt: salt.map(Into::into),
+            adapter: first.adapter_idx.map(|adapter_idx| settings.adapters[adapter_idx].clone()),
+            cache_salt: first.salt.map(Into::into),
         };
         let n_blocks = 1 + stored.block_hashes.len().checked_sub(1)?.min(n_like_the_scope(stored));
-        let adapter = adapter_idx.and_then(KeyKinds::adapter).unwrap_or_default();
-        let salt = if salt.is_some() { KeyKinds::SALT } else { KeyKinds::NONE };
-        let kinds = adapter | salt;
+        let kinds = first.adapter().unwrap_or_default() | first.salt_kind();
         Some(Self { block_size, n_blocks, scope, kinds: if kinds.is_empty() { KeyKinds::PLAIN } else { kinds } })
     }
 
@@ -228,23 +268,24 @@ impl Evidence {
 
 /// The salt among the untagged items of block 0; outer none: there is an item that we cannot compute.
 #[expect(clippy::option_option, reason = "no evidence is not the same as no salt")]
-fn salt_of<'a>(items: &[ExtraItem<'a>], lora_name: Option<&str>) -> Option<Option<&'a str>> {
-    let rest = match (lora_name, items) {
-        (Some(name), [ExtraItem::Str(first), rest @ ..]) if name == *first => rest,
-        (Some(_), _) => return None,
-        (None, items) => items,
-    };
-    match rest {
-        [] => Some(None),
-        [ExtraItem::Str(salt)] => Some(Some(salt)),
+fn salt_of<'a>(keys: BlockKeys<'a>, lora_name: Option<&str>) -> Option<Option<&'a str>> {
+    let mut items = keys.iter();
+    if let Some(name) = lora_name
+        && items.next() != Some(ExtraItem::Str(name))
+    {
+        return None;
+    }
+    match (items.next(), items.next()) {
+        (None, _) => Some(None),
+        (Some(ExtraItem::Str(salt)), None) => Some(Some(salt)),
         _ => None,
     }
 }
 
 /// Number of blocks after block 0, without a break, that have the adapter and nothing else.
 fn n_like_the_scope(stored: &BlockStored<'_>) -> usize {
-    let Some(extra_keys) = &stored.extra_keys else { return usize::MAX };
-    let is_like = |items: &&Vec<ExtraItem<'_>>| matches!(salt_of(items, stored.lora_name), Some(None));
+    let Some(extra_keys) = stored.extra_keys else { return usize::MAX };
+    let is_like = |keys: &BlockKeys<'_>| matches!(salt_of(*keys, stored.lora_name), Some(None));
     extra_keys.iter().skip(1).take_while(is_like).count()
 }
 

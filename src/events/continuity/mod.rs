@@ -3,453 +3,397 @@
 //! The socket code tells it what happened ([`Input`]) and when, and does what it answers ([`Action`]). It makes of a live stream
 //! that loses batches, and of a replay that loses replies, one sequence without holes:
 //!
-//! - Every connection begins a new generation: nothing that was known before is credited after it. With a replay
-//!   endpoint the publisher's buffer is asked from 0 while live batches are held.
-//! - Replies are accepted while they follow each other. A hole, an end of replies with something accepted, or silence
-//!   ends the round, and the next one asks from the first missing batch. So an END that outlived lost replies
-//!   proves nothing: only a round that brings nothing but END, or a live batch that joins, ends the catching up.
-//! - A buffer that no longer begins at 0 is taken from where it begins; the source is then *incomplete*.
-//! - A gap in the live stream is caught up in the same way. If the batches are gone, a removal may have been among
-//!   them, so a new generation starts behind the gap: knowledge is lost, but never wrong.
-//! - A live sequence number that is not above the last one of the same connection means a restarted publisher, and
-//!   a new generation. Numbers below the first missing one but above the last live one repeat the replay: they are dropped.
-//! - Without a replay endpoint, or if it does not answer [`MAX_STALLED_ROUNDS`] times, the live stream is followed alone.
+//! - *Overlap.* Nothing on the wire names the publisher's process, and numbers may go on rising across a restart. So
+//!   every replay is asked from the last known batch, that one included: if it comes back with the same payload, it is the
+//!   same process, and what follows may be appended. If it does not, everything known is retired and the buffer is asked from 0.
+//!   This holds after a reconnection, for a gap, for a suspicion, and for a snapshot that somebody offers.
+//! - *Contiguous prefix.* Replies are accepted while they follow each other. A hole, an end of replies with something
+//!   accepted, or silence ends the round, and the next one asks from the last known. So an END that outlived lost replies
+//!   proves nothing: only a round that brings nothing new but END, or a live batch that joins, ends the catching up.
+//! - A buffer that no longer begins at 0 is taken from where it begins; the source is then *incomplete*, until the snapshot of
+//!   one who knew more is offered and proved.
+//! - Batches that are gone for good, or that nobody can decode, may have held removals, so a new generation starts
+//!   behind them: knowledge is lost, but never wrong.
+//! - A live number that is not above the last one of the same connection is a duplicate if its payload is, else a restart.
+//! - After [`PROBE_AFTER`] of silence the replay is asked whether anything was missed. An answer that brings more than the
+//!   live stream did, or none at all, makes a new connection: libzmq can be deaf without knowing it.
+//! - Without a replay endpoint, or while it does not answer, the live stream is followed alone, and every reconnection
+//!   or gap starts a new generation.
+//! - A source that sends too much that is wrong is left alone for a while ([`Phase::Quarantined`]).
 //!
 //! Each batch is applied at most once per generation, in ascending order without holes. Held batches are bounded by
-//! [`MAX_HELD_BYTES`].
-//!
-//! Known limit: a restart behind a forwarder that keeps our connection open is seen only from the second live batch on.
+//! [`MAX_HELD_BYTES`] and by [`MAX_CATCH_UP`].
 
-use std::collections::VecDeque;
+mod catch_up;
+mod held;
+mod input;
+#[cfg(test)]
+mod tests;
+mod trust;
+
 use std::time::Duration;
 
-/// Silence after a request that ends its round. vLLM answers between two batches: up to 100 ms when idle, later when busy.
-const FIRST_REPLY_TIMEOUT: Duration = Duration::from_secs(3);
-/// Silence after a reply that ends the round: replies, and END itself, get lost at the server's send limit.
-const NEXT_REPLY_TIMEOUT: Duration = Duration::from_millis(500);
-/// Rounds in a row that may bring nothing new.
-pub const MAX_STALLED_ROUNDS: u32 = 4;
-/// Pause after the first such round; doubles with each.
-const STALL_PAUSE: Duration = Duration::from_millis(250);
-/// Live batches held at most while catching up. Beyond it they are dropped, and the replay has to bring them.
-pub const MAX_HELD_BYTES: usize = 64 << 20;
+use catch_up::{CatchUp, Why};
+pub use catch_up::{MAX_CATCH_UP, MAX_STALLED_ROUNDS, MAX_UNPROVED_ROUNDS};
+use held::Held;
+pub use held::MAX_HELD_BYTES;
+pub use input::{Action, Cause, Incident, Input, Overlap, Payload, PayloadDigest, Phase, SeqNo, Via};
+use trust::{Recent, Repeat, Strikes};
+
 /// How long the knowledge of a broken connection is credited. Longer than a network hiccup, shorter than a cache lives.
-const DISCONNECTED_GRACE: Duration = Duration::from_secs(60);
-
-/// Number of a batch: from 0 per publisher process and rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SeqNo(pub u64);
-
-impl SeqNo {
-    /// The number after this one. The last number is vLLM's END marker and never that of a batch.
-    fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
-    }
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// A new connection to the publisher stands.
-    Connected,
-    /// The connection is gone.
-    Disconnected,
-    /// The live stream brought a batch.
-    Live {
-        /// Its number.
-        seq: SeqNo,
-        /// The encoded batch.
-        payload: Vec<u8>,
-    },
-    /// The latest replay request brought a batch.
-    Reply {
-        /// Its number.
-        seq: SeqNo,
-        /// The encoded batch.
-        payload: Vec<u8>,
-    },
-    /// The latest replay request was answered with END.
-    ReplayEnd,
-    /// Time passed. Wanted a few times per second.
-    Tick,
-}
-
-/// What is to be done, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Retire what is known and start anew.
-    StartGeneration(Cause),
-    /// Retire what is known; nothing is applied before the next [`Action::StartGeneration`].
-    EndGeneration,
-    /// Ask for the batches from here on, and forget any earlier request.
-    RequestReplay {
-        /// First batch wanted.
-        from: SeqNo,
-    },
-    /// No further replies are wanted.
-    CloseReplay,
-    /// Apply a batch.
-    Apply {
-        /// Its number.
-        seq: SeqNo,
-        /// The encoded batch.
-        payload: Vec<u8>,
-        /// How it came.
-        via: Via,
-    },
-    /// Count this, and log it.
-    Report(Incident),
-}
-
-/// Why a generation starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// A connection was made.
-    Connected,
-    /// The publisher started its numbers again.
-    Restarted,
-    /// Batches are gone for good.
-    BatchesLost,
-}
-
-/// How a batch came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// By the live stream, perhaps held for a while.
-    Live,
-    /// By a replay.
-    Replay,
-}
-
-/// What an operator may want to know of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Incident {
-    /// The live stream lost batches.
-    Gap {
-        /// First missing batch.
-        expected: SeqNo,
-        /// The batch that came instead.
-        received: SeqNo,
-    },
-    /// Too many live batches were held.
-    HeldOverflow,
-    /// The replay endpoint does not answer, or cannot fill a gap.
-    ReplayGaveUp,
-}
-
-/// A source's state in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// There is no connection.
-    Disconnected,
-    /// A replay is running; what it brought so far is known.
-    CatchingUp,
-    /// Everything since the publisher's start is known.
-    Live,
-    /// The live stream is followed, but its beginning is not known.
-    Incomplete,
-}
+pub const DISCONNECTED_GRACE: Duration = Duration::from_secs(60);
+/// Silence of a live source after which the replay is asked whether anything was missed.
+pub const PROBE_AFTER: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
 pub struct Continuity {
     has_replay: bool,
     state: State,
+    /// None while there is no generation.
+    known: Option<Known>,
+    /// A snapshot that nobody has looked at yet.
+    offer: Option<Offer>,
     /// Highest number that the live stream of this connection brought.
     last_live: Option<SeqNo>,
-    /// Whether the generation contains the publisher's first batch.
-    complete: bool,
+    recent: Recent,
+    strikes: Strikes,
+    /// False after the replay endpoint was given up in silence, until it says something.
+    replay_answers: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    /// What was known stays credited until `retire_at`.
-    Disconnected { retire_at: Option<Duration> },
+    /// There is no connection. What was known stays credited until `retire_at`.
+    Away { retire_at: Option<Duration> },
     /// Everything before the first missing batch is applied; newer live batches wait.
     CatchingUp(CatchUp),
-    /// Everything before `next` is applied; none: the next batch is the first of the generation.
-    Live { next: Option<SeqNo> },
+    /// The live stream is followed; it last said something at `heard_at`.
+    Live { heard_at: Duration },
+    /// Left alone.
+    Quarantined { until: Duration },
 }
 
-#[derive(Debug)]
-struct CatchUp {
-    /// First missing batch; none while nothing is applied, so that the first reply is the beginning.
+/// What the running generation contains.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// The batch to come; none: any batch is the first.
     next: Option<SeqNo>,
-    held: Held,
-    round: Round,
-    /// Rounds since the last one that brought something new.
-    n_stalled: u32,
+    /// The batch before.
+    last: Option<Overlap>,
+    /// Whether everything since the publisher's start is there.
+    complete: bool,
 }
 
-#[derive(Debug)]
-enum Round {
-    Asking { deadline: Duration, n_accepted: u64 },
-    Pausing { until: Duration },
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Offer {
+    overlap: Overlap,
+    complete: bool,
 }
 
-/// Live batches that wait for earlier ones, ascending.
-#[derive(Debug, Default)]
-struct Held {
-    batches: VecDeque<(SeqNo, Vec<u8>)>,
-    n_bytes: usize,
+impl Known {
+    /// A generation without batches.
+    fn nothing(complete: bool) -> Self {
+        Self { next: None, last: None, complete }
+    }
+
+    fn up_to(last: Overlap, complete: bool) -> Self {
+        Self { next: Some(last.seq.next()), last: Some(last), complete }
+    }
 }
 
 impl Continuity {
     /// A source that is not connected yet.
     pub fn new(has_replay: bool) -> Self {
-        Self { has_replay, state: State::Disconnected { retire_at: None }, last_live: None, complete: true }
+        Self {
+            has_replay,
+            state: State::Away { retire_at: None },
+            known: None,
+            offer: None,
+            last_live: None,
+            recent: Recent::default(),
+            strikes: Strikes::default(),
+            replay_answers: true,
+        }
     }
 
     /// The state in one word.
     pub fn phase(&self) -> Phase {
-        match self.state {
-            State::Disconnected { .. } => Phase::Disconnected,
-            State::CatchingUp(_) => Phase::CatchingUp,
-            State::Live { .. } if self.complete => Phase::Live,
-            State::Live { .. } => Phase::Incomplete,
+        let settled = if self.is_complete() { Phase::Live } else { Phase::Incomplete };
+        match &self.state {
+            State::Away { .. } if self.known.is_some() => Phase::Stale,
+            State::Away { .. } => Phase::Connecting,
+            State::CatchingUp(catch_up) => match catch_up.why {
+                Why::Reconnected | Why::Suspect => Phase::Stale,
+                Why::Probe => settled,
+                Why::Offer(_) if self.known.is_some() => settled,
+                Why::Offer(_) | Why::Beginning | Why::Gap => Phase::CatchingUp,
+            },
+            State::Live { .. } => settled,
+            State::Quarantined { .. } => Phase::Quarantined,
         }
     }
 
-    /// Moves the state. `now` is the time since any fixed moment.
+    /// The last batch of the running generation.
+    pub fn overlap(&self) -> Option<Overlap> {
+        self.known.and_then(|known| known.last)
+    }
+
+    /// Whether the running generation contains everything since the publisher's start.
+    pub fn is_complete(&self) -> bool {
+        self.known.is_some_and(|known| known.complete)
+    }
+
+    /// Moves the state. `now` is the time since any fixed moment and never goes back.
     pub fn step(&mut self, now: Duration, input: Input) -> Vec<Action> {
         let mut actions = Vec::new();
         match input {
-            Input::Connected => self.start_generation(now, Cause::Connected, &mut actions),
-            Input::Disconnected => self.disconnect(now, &mut actions),
+            Input::Connected => self.connected(now, &mut actions),
+            Input::Disconnected => self.disconnected(now, &mut actions),
             Input::Live { seq, payload } => self.live(now, seq, payload, &mut actions),
+            Input::ReplayStarted => self.replay_started(now),
             Input::Reply { seq, payload } => self.reply(now, seq, payload, &mut actions),
             Input::ReplayEnd => self.replay_end(now, &mut actions),
+            Input::Offer { overlap, complete } => {
+                self.offer = Some(Offer { overlap, complete });
+                self.consider_offer(now, &mut actions);
+            }
+            Input::NotRestored => self.known.iter_mut().for_each(|known| known.complete = false),
+            Input::Suspect => self.suspect(now, &mut actions),
             Input::Tick => self.tick(now, &mut actions),
         }
         actions
     }
 
-    fn start_generation(&mut self, now: Duration, cause: Cause, actions: &mut Vec<Action>) {
-        actions.push(Action::StartGeneration(cause));
+    fn connected(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if let State::Quarantined { .. } = self.state {
+            return;
+        }
         self.last_live = None;
-        self.complete = true;
-        if self.has_replay {
-            self.catch_up(now, None, Held::default(), actions);
-        } else {
-            self.state = State::Live { next: None };
+        self.recent.clear();
+        let was_known = self.known.is_some();
+        match (self.overlap(), self.offer) {
+            (Some(_), _) if self.has_replay => self.catch_up(now, Why::Reconnected, Held::default(), actions),
+            (None, Some(offer)) if self.has_replay => {
+                self.end_generation(actions);
+                self.catch_up(now, Why::Offer(offer), Held::default(), actions);
+            }
+            _ => {
+                let cause = if was_known { Cause::Unproved } else { Cause::First };
+                self.begin(now, cause, Held::default(), actions);
+            }
         }
     }
 
-    fn disconnect(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        if let State::Disconnected { .. } = self.state {
+    fn disconnected(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if matches!(self.state, State::Away { .. } | State::Quarantined { .. }) {
             return;
         }
         actions.push(Action::CloseReplay);
-        self.state = State::Disconnected { retire_at: Some(now + DISCONNECTED_GRACE) };
+        self.leave(now);
     }
 
-    fn live(&mut self, now: Duration, seq: SeqNo, payload: Vec<u8>, actions: &mut Vec<Action>) {
-        if let State::Disconnected { .. } = self.state {
+    /// Waits for the next connection.
+    fn leave(&mut self, now: Duration) {
+        let retire_at = self.known.map(|_| now + DISCONNECTED_GRACE);
+        self.state = State::Away { retire_at };
+    }
+
+    fn end_generation(&mut self, actions: &mut Vec<Action>) {
+        if self.known.take().is_some() {
+            actions.push(Action::EndGeneration);
+        }
+    }
+
+    /// Starts a generation at the publisher's beginning, or, without a replay, at the next batch.
+    fn begin(&mut self, now: Duration, cause: Cause, held: Held, actions: &mut Vec<Action>) {
+        actions.push(Action::StartGeneration(cause));
+        self.known = Some(Known::nothing(true));
+        // What came before may be of another process, whose numbers say nothing about those of this one.
+        self.last_live = held.last();
+        self.recent.clear();
+        if self.has_replay {
+            self.catch_up(now, Why::Beginning, held, actions);
+        } else {
+            self.follow(now, held, actions);
+        }
+    }
+
+    /// Starts a generation behind batches that nothing brings.
+    fn begin_behind(&mut self, known: Known, actions: &mut Vec<Action>) {
+        // One that holds nothing need not be retired.
+        if self.known.is_none_or(|known| known.next.is_some()) {
+            actions.push(Action::StartGeneration(Cause::BatchesLost));
+        }
+        self.known = Some(known);
+    }
+
+    fn live(&mut self, now: Duration, seq: SeqNo, payload: Payload, actions: &mut Vec<Action>) {
+        if matches!(self.state, State::Away { .. } | State::Quarantined { .. }) {
             return;
         }
-        if self.last_live.is_some_and(|last_live| seq <= last_live) {
-            self.start_generation(now, Cause::Restarted, actions);
+        let overlap = Overlap { seq, digest: payload.digest() };
+        match self.repeats(overlap) {
+            Some(Repeat::Same) => return,
+            // Above what this connection brought: the replay was faster.
+            Some(Repeat::Unknown) if self.last_live.is_none_or(|last_live| seq > last_live) => {}
+            Some(Repeat::Other | Repeat::Unknown) => {
+                if self.strike(now, actions) {
+                    return;
+                }
+                self.begin(now, Cause::Restarted, Held::default(), actions);
+            }
+            None => {}
         }
         self.last_live = Some(seq);
+        self.recent.push(overlap);
+        match payload {
+            Payload::Readable(payload) => self.readable(now, overlap, payload, actions),
+            Payload::Unreadable(_) => self.unreadable(now, overlap, actions),
+        }
+    }
+
+    /// How a live batch compares with one that came before under its number; none: its number is new.
+    fn repeats(&self, overlap: Overlap) -> Option<Repeat> {
+        let next = self.known.and_then(|known| known.next);
+        let is_old = self.last_live.is_some_and(|last_live| overlap.seq <= last_live)
+            || next.is_some_and(|next| overlap.seq < next);
+        is_old.then(|| self.recent.compare(overlap.seq, overlap.digest))
+    }
+
+    fn readable(&mut self, now: Duration, overlap: Overlap, payload: Vec<u8>, actions: &mut Vec<Action>) {
+        let seq = overlap.seq;
         match &mut self.state {
-            State::Disconnected { .. } => {}
+            State::Away { .. } | State::Quarantined { .. } => {}
             State::CatchingUp(catch_up) => {
+                catch_up.heard_live = true;
                 if !catch_up.held.push(seq, payload) {
                     actions.push(Action::Report(Incident::HeldOverflow));
                 }
                 self.join(now, actions);
             }
-            State::Live { next } => match *next {
-                Some(next) if seq < next => {}
-                Some(next) if seq > next => self.gap(now, next, (seq, payload), actions),
-                _ => {
-                    self.complete &= next.is_some() || seq == SeqNo(0);
-                    *next = Some(seq.next());
-                    actions.push(Action::Apply { seq, payload, via: Via::Live });
+            State::Live { heard_at } => {
+                *heard_at = now;
+                match self.known.and_then(|known| known.next) {
+                    Some(next) if seq < next => {}
+                    Some(next) if seq > next => self.gap(now, next, Held::of(seq, payload), actions),
+                    _ => self.apply(overlap, payload, Via::Live, actions),
                 }
-            },
+            }
         }
     }
 
-    /// The live stream went on with `received` where `expected` was due.
-    fn gap(&mut self, now: Duration, expected: SeqNo, received: (SeqNo, Vec<u8>), actions: &mut Vec<Action>) {
-        let (seq, payload) = received;
-        actions.push(Action::Report(Incident::Gap { expected, received: seq }));
-        let mut held = Held::default();
-        held.push(seq, payload);
+    /// A live batch that cannot be decoded is as good as lost: the replay may have it whole.
+    fn unreadable(&mut self, now: Duration, overlap: Overlap, actions: &mut Vec<Action>) {
+        if self.strike(now, actions) {
+            return;
+        }
+        match &mut self.state {
+            State::Away { .. } | State::Quarantined { .. } => {}
+            State::CatchingUp(catch_up) => catch_up.heard_live = true,
+            State::Live { heard_at } => {
+                *heard_at = now;
+                let expected = self.known.and_then(|known| known.next).unwrap_or(overlap.seq);
+                if self.has_replay {
+                    actions.push(Action::Report(Incident::Gap { expected, received: overlap.seq }));
+                    self.catch_up(now, Why::Gap, Held::default(), actions);
+                } else {
+                    actions.push(Action::Report(Incident::UnreadableBatch { seq: overlap.seq }));
+                    self.begin_behind(Known::up_to(overlap, false), actions);
+                }
+            }
+        }
+    }
+
+    /// The live stream goes on with `held` where `expected` was due.
+    fn gap(&mut self, now: Duration, expected: SeqNo, held: Held, actions: &mut Vec<Action>) {
+        let received = held.first().unwrap_or(expected);
+        actions.push(Action::Report(Incident::Gap { expected, received }));
         if self.has_replay {
-            self.catch_up(now, Some(expected), held, actions);
+            self.catch_up(now, Why::Gap, held, actions);
         } else {
-            self.start_from_held(now, Some(expected), held, actions);
+            self.begin_behind(Known::nothing(false), actions);
+            self.follow(now, held, actions);
         }
     }
 
-    fn reply(&mut self, now: Duration, seq: SeqNo, payload: Vec<u8>, actions: &mut Vec<Action>) {
-        let State::CatchingUp(catch_up) = &mut self.state else { return };
-        let Round::Asking { deadline, n_accepted } = &mut catch_up.round else { return };
-        match catch_up.next {
-            // Not progress: a replayer that repeats itself must not keep the round open.
-            Some(next) if seq < next => return,
-            // A hole behind something accepted, or one in front that may still be filled: ask again.
-            Some(next) if seq > next && (*n_accepted > 0 || catch_up.n_stalled < MAX_STALLED_ROUNDS) => {
-                let accepted = *n_accepted > 0;
-                return self.end_round(now, accepted, actions);
-            }
-            Some(next) if seq > next => {
-                // The publisher's buffer has moved on: a removal may have been among what is gone.
-                actions.push(Action::StartGeneration(Cause::BatchesLost));
-                self.complete = false;
-            }
-            Some(_) => {}
-            None => self.complete = seq == SeqNo(0),
-        }
-        *deadline = now + NEXT_REPLY_TIMEOUT;
-        *n_accepted += 1;
-        catch_up.n_stalled = 0;
-        catch_up.next = Some(seq.next());
-        actions.push(Action::Apply { seq, payload, via: Via::Replay });
-        self.join(now, actions);
+    fn apply(&mut self, overlap: Overlap, payload: Vec<u8>, via: Via, actions: &mut Vec<Action>) {
+        let known = self.known.get_or_insert(Known::nothing(true));
+        let is_complete = known.complete && overlap.seq == known.next.unwrap_or(SeqNo(0));
+        *known = Known::up_to(overlap, is_complete);
+        actions.push(Action::Apply { seq: overlap.seq, payload, via });
     }
 
-    fn replay_end(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let State::CatchingUp(catch_up) = &mut self.state else { return };
-        let Round::Asking { n_accepted, .. } = catch_up.round else { return };
-        if n_accepted == 0 && catch_up.held.batches.is_empty() {
-            // The publisher has nothing from `next` on; if nothing is applied either, it has published nothing yet.
-            let next = catch_up.next.unwrap_or(SeqNo(0));
-            self.state = State::Live { next: Some(next) };
-            actions.push(Action::CloseReplay);
+    /// Applies the held batches up to their end or to the first hole among them.
+    fn follow(&mut self, now: Duration, mut held: Held, actions: &mut Vec<Action>) {
+        while let Some((seq, payload)) = held.pop_up_to(self.known.and_then(|known| known.next)) {
+            if self.known.and_then(|known| known.next).is_none_or(|next| seq == next) {
+                let overlap = Overlap { seq, digest: PayloadDigest::of(&payload) };
+                self.apply(overlap, payload, Via::Live, actions);
+            }
+        }
+        match self.known.and_then(|known| known.next) {
+            Some(expected) if !held.is_empty() => self.gap(now, expected, held, actions),
+            _ => self.go_live(now, actions),
+        }
+    }
+
+    fn go_live(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.state = State::Live { heard_at: now };
+        self.consider_offer(now, actions);
+    }
+
+    /// A snapshot is wanted while the beginning is not known, and only if it contains it.
+    fn consider_offer(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let (State::Live { .. }, Some(offer)) = (&self.state, self.offer) else { return };
+        if self.has_replay && offer.complete && !self.is_complete() {
+            self.catch_up(now, Why::Offer(offer), Held::default(), actions);
         } else {
-            self.end_round(now, n_accepted > 0, actions);
+            self.drop_offer(actions);
+        }
+    }
+
+    fn drop_offer(&mut self, actions: &mut Vec<Action>) {
+        if self.offer.take().is_some() {
+            actions.push(Action::DropOffer);
+        }
+    }
+
+    fn suspect(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Away { .. } | State::Quarantined { .. } => {}
+            State::Live { .. } if !self.has_replay => self.begin(now, Cause::Unproved, Held::default(), actions),
+            State::Live { .. } => self.catch_up(now, Why::Suspect, Held::default(), actions),
+            State::CatchingUp(catch_up) => {
+                // A new round proves it again, and until then nothing joins.
+                catch_up.is_sure = false;
+                self.ask(actions);
+            }
         }
     }
 
     fn tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
         match &mut self.state {
-            State::Disconnected { retire_at } if retire_at.is_some_and(|retire_at| now >= retire_at) => {
-                *retire_at = None;
-                actions.push(Action::EndGeneration);
+            State::Away { retire_at: Some(retire_at) } if now >= *retire_at => {
+                self.state = State::Away { retire_at: None };
+                self.end_generation(actions);
             }
-            State::CatchingUp(CatchUp { round: Round::Asking { deadline, n_accepted }, .. }) if now >= *deadline => {
-                let accepted = *n_accepted > 0;
-                self.end_round(now, accepted, actions);
+            State::Live { heard_at } if now >= *heard_at + PROBE_AFTER && self.has_replay && self.replay_answers => {
+                self.catch_up(now, Why::Probe, Held::default(), actions);
             }
-            State::CatchingUp(CatchUp { round: Round::Pausing { until }, .. }) if now >= *until => {
-                self.ask(now, actions);
-            }
+            State::Quarantined { until } if now >= *until => self.state = State::Away { retire_at: None },
+            State::CatchingUp(_) => self.check_deadlines(now, actions),
             _ => {}
         }
     }
 
-    /// Ends a round that did not complete the sequence: asks again, at once if it brought something, else after a
-    /// pause and not for ever.
-    fn end_round(&mut self, now: Duration, accepted: bool, actions: &mut Vec<Action>) {
-        let State::CatchingUp(catch_up) = &mut self.state else { return };
-        if accepted {
-            catch_up.n_stalled = 0;
-            return self.ask(now, actions);
-        }
-        catch_up.n_stalled += 1;
-        if catch_up.n_stalled > MAX_STALLED_ROUNDS {
-            return self.give_up(now, actions);
-        }
-        catch_up.round = Round::Pausing { until: now + STALL_PAUSE * 2_u32.pow(catch_up.n_stalled - 1) };
+    /// Notes that the source did something wrong; true: it was once too often, and the source is left alone.
+    fn strike(&mut self, now: Duration, actions: &mut Vec<Action>) -> bool {
+        let Some(length) = self.strikes.add(now) else { return false };
         actions.push(Action::CloseReplay);
-    }
-
-    /// Follows the live stream without what the replay could not bring.
-    fn give_up(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let State::CatchingUp(catch_up) = &mut self.state else { return };
-        let (next, held) = (catch_up.next, std::mem::take(&mut catch_up.held));
-        actions.push(Action::Report(Incident::ReplayGaveUp));
-        actions.push(Action::CloseReplay);
-        self.complete = false;
-        if held.batches.is_empty() {
-            self.state = State::Live { next };
-        } else {
-            self.start_from_held(now, next, held, actions);
-        }
-    }
-
-    /// Starts behind a gap that nothing fills, with the first held batch. What was applied before the gap, if
-    /// anything, is retired.
-    fn start_from_held(&mut self, now: Duration, next: Option<SeqNo>, held: Held, actions: &mut Vec<Action>) {
-        if next.is_some() {
-            actions.push(Action::StartGeneration(Cause::BatchesLost));
-        }
-        self.complete = false;
-        let first = held.batches.front().map(|(seq, _)| *seq);
-        self.follow(now, first, held, actions);
-    }
-
-    /// Goes live if the held batches join what is applied.
-    fn join(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let State::CatchingUp(catch_up) = &mut self.state else { return };
-        let Some((first, _)) = catch_up.held.batches.front() else { return };
-        if catch_up.next.is_some_and(|next| *first <= next) {
-            let (next, held) = (catch_up.next, std::mem::take(&mut catch_up.held));
-            actions.push(Action::CloseReplay);
-            self.follow(now, next, held, actions);
-        }
-    }
-
-    /// Applies the held batches from `next` on, up to their end or the first hole among them.
-    fn follow(&mut self, now: Duration, next: Option<SeqNo>, mut held: Held, actions: &mut Vec<Action>) {
-        let mut next = next;
-        while let Some((seq, payload)) = held.pop_up_to(next) {
-            if next.is_none_or(|next| seq == next) {
-                next = Some(seq.next());
-                actions.push(Action::Apply { seq, payload, via: Via::Live });
-            }
-        }
-        match (held.batches.front(), next) {
-            (Some((received, _)), Some(expected)) => {
-                actions.push(Action::Report(Incident::Gap { expected, received: *received }));
-                self.catch_up(now, next, held, actions);
-            }
-            _ => self.state = State::Live { next },
-        }
-    }
-
-    fn catch_up(&mut self, now: Duration, next: Option<SeqNo>, held: Held, actions: &mut Vec<Action>) {
-        let round = Round::Pausing { until: now };
-        self.state = State::CatchingUp(CatchUp { next, held, round, n_stalled: 0 });
-        self.ask(now, actions);
-    }
-
-    fn ask(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let State::CatchingUp(catch_up) = &mut self.state else { return };
-        catch_up.round = Round::Asking { deadline: now + FIRST_REPLY_TIMEOUT, n_accepted: 0 };
-        actions.push(Action::RequestReplay { from: catch_up.next.unwrap_or(SeqNo(0)) });
+        self.end_generation(actions);
+        actions.push(Action::Report(Incident::Quarantined(length)));
+        self.state = State::Quarantined { until: now + length };
+        true
     }
 }
-
-/// What an empty batch costs to hold.
-const BATCH_OVERHEAD: usize = size_of::<(SeqNo, Vec<u8>)>();
-
-impl Held {
-    /// Holds a batch; false: there was no room, and all are dropped.
-    fn push(&mut self, seq: SeqNo, payload: Vec<u8>) -> bool {
-        self.n_bytes += payload.len() + BATCH_OVERHEAD;
-        self.batches.push_back((seq, payload));
-        let fits = self.n_bytes <= MAX_HELD_BYTES;
-        if !fits {
-            *self = Self::default();
-        }
-        fits
-    }
-
-    /// Takes the first batch if it is not behind `next`.
-    fn pop_up_to(&mut self, next: Option<SeqNo>) -> Option<(SeqNo, Vec<u8>)> {
-        let (first, _) = self.batches.front()?;
-        if next.is_some_and(|next| *first > next) {
-            return None;
-        }
-        let (seq, payload) = self.batches.pop_front()?;
-        self.n_bytes -= payload.len() + BATCH_OVERHEAD;
-        Some((seq, payload))
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -13,11 +13,19 @@ const REPLAY_QUEUE: i32 = 10_000;
 /// A dead peer is noticed after interval + timeout; shorter ones turn mere stalls into lost batches.
 const HEARTBEAT_INTERVAL_MS: i32 = 5_000;
 const HEARTBEAT_TIMEOUT_MS: i32 = 15_000;
-/// libzmq's own retries, used only until the connection stands for the first time.
-const RECONNECT_MS: i32 = 100;
-const MAX_RECONNECT_MS: i32 = 5_000;
+/// libzmq does not connect again by itself: it would do so with a socket whose messages may be of the former connection.
+const NO_RECONNECT: i32 = -1;
 /// Sequence number of the END marker.
 const END: u64 = u64::MAX;
+
+/// What a monitor calls the end of an attempt or of a connection.
+const ENDS: [zmq::SocketEvent; 5] = [
+    zmq::SocketEvent::CLOSED,
+    zmq::SocketEvent::DISCONNECTED,
+    zmq::SocketEvent::HANDSHAKE_FAILED_NO_DETAIL,
+    zmq::SocketEvent::HANDSHAKE_FAILED_PROTOCOL,
+    zmq::SocketEvent::HANDSHAKE_FAILED_AUTH,
+];
 
 /// A SUB socket and the monitor that tells of its connection.
 ///
@@ -32,6 +40,7 @@ pub(super) struct Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionEvent {
     Connected,
+    /// An attempt failed, or the connection is gone.
     Disconnected,
 }
 
@@ -52,12 +61,11 @@ impl Link {
         subscriber.set_heartbeat_ivl(HEARTBEAT_INTERVAL_MS)?;
         subscriber.set_heartbeat_timeout(HEARTBEAT_TIMEOUT_MS)?;
         subscriber.set_tcp_keepalive(1)?;
-        subscriber.set_reconnect_ivl(RECONNECT_MS)?;
-        subscriber.set_reconnect_ivl_max(MAX_RECONNECT_MS)?;
+        subscriber.set_reconnect_ivl(NO_RECONNECT)?;
         subscriber.set_subscribe(b"")?;
         let name = format!("inproc://kv-events-{}", N_LINKS.fetch_add(1, Ordering::Relaxed));
-        let events = zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 | zmq::SocketEvent::DISCONNECTED as i32;
-        subscriber.monitor(&name, events)?;
+        let ends = ENDS.into_iter().fold(0, |events, event| events | event as i32);
+        subscriber.monitor(&name, zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 | ends)?;
         let monitor = context.socket(zmq::PAIR)?;
         monitor.set_linger(0)?;
         monitor.connect(&name)?;
@@ -75,7 +83,7 @@ impl Link {
                 Some(event) if event == zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 => {
                     return Some(ConnectionEvent::Connected);
                 }
-                Some(event) if event == zmq::SocketEvent::DISCONNECTED as i32 => {
+                Some(event) if ENDS.into_iter().any(|end| event == end as i32) => {
                     return Some(ConnectionEvent::Disconnected);
                 }
                 _ => {}

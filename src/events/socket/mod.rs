@@ -1,20 +1,26 @@
 //! The event plane: few named threads that own the ZMQ sockets of many sources.
 //!
-//! A thread waits on all its sockets, at most `POLL_MS`; after that it takes commands and gives each source a turn. A panic
-//! ends the source in whose turn it happened, and its credit, and no other. Identity is what was dialled: neither topic nor
-//! rank of a message is trusted.
+//! A thread waits on all its sockets, at most `POLL_MS`; after that it takes commands and gives each source that has something to
+//! read a turn, and all of them a tick. Between socket and index there is no queue of ours: what a thread has no time for waits in
+//! the socket, and what does not fit there is a gap in the numbers, which the replay fills.
 //!
-//! A connection has its own sockets, see `link`. Between connections the plane waits 100 ms, longer if they do not last.
+//! A panic ends the source in whose turn it happened, and its credit, and no other; it is started again after a while.
+//! Identity is what was dialled: neither topic nor rank of a message is trusted.
+//!
+//! A connection has its own sockets, see `link`. Between connections a source waits, longer if they do not last, see
+//! `backoff`. At most `permits::MAX_REPLAYS` replays run at the same time.
 
+mod backoff;
 mod link;
+mod permits;
 mod subscription;
+mod worker;
 
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::Duration;
 
 use tracing::error;
 
@@ -24,14 +30,12 @@ use super::stats::SourceStats;
 pub use super::stats::{SourceState, SourceStatus};
 use crate::routing::endpoint::EndpointId;
 use crate::routing::index::PrefixIndex;
-use subscription::Subscription;
+use permits::ReplayPermits;
+use subscription::Shared;
+use worker::{Command, Worker};
 
 /// Threads. One decodes some hundred thousand batches per second, more than a large pool sends.
 const N_THREADS: usize = 1;
-/// A context has 1,023 sockets (libzmq's default, which the `zmq` crate cannot raise), and a source has up to four.
-const SOURCES_PER_CONTEXT: usize = 200;
-/// Longest wait, hence the delay of commands and timers.
-const POLL_MS: i64 = 20;
 
 /// Where one rank of one endpoint publishes.
 #[derive(Clone, Debug)]
@@ -54,14 +58,24 @@ impl Source {
     fn name(&self) -> SourceName {
         SourceName { endpoint: self.endpoint, address: self.address, rank: self.rank }
     }
+
+    /// Whether `other` is the same in all that matters to whoever follows it.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.endpoint, self.address, self.rank) == (other.endpoint, other.address, other.rank)
+            && (&self.events, &self.replay) == (&other.events, &other.replay)
+    }
 }
+
+/// Told of each live batch: time from the publisher's clock to the index, clocks of two machines included.
+pub type LagObserver = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// Follows the KV events of all sources; see the module.
 #[derive(Debug)]
 pub struct EventPlane {
     threads: Vec<EventThread>,
-    /// What [`Self::status`] shows. Locked for as long as a list takes to copy.
+    /// What is followed, and what [`Self::status`] shows. Locked for as long as a list takes to copy.
     shown: Mutex<Vec<Shown>>,
+    permits: ReplayPermits,
 }
 
 #[derive(Debug)]
@@ -72,42 +86,72 @@ struct EventThread {
 
 #[derive(Debug)]
 struct Shown {
-    name: SourceName,
-    model: Arc<str>,
+    source: Source,
     stats: Arc<SourceStats>,
-}
-
-#[derive(Debug)]
-enum Command {
-    Add(Box<Source>, Arc<SourceStats>),
-    Remove(EndpointId),
-    Stop,
 }
 
 impl EventPlane {
     /// Starts the threads; they write what sources hold to `index`.
     pub fn start(index: &Arc<PrefixIndex>) -> Self {
-        let threads = (0..N_THREADS).map(|thread_idx| EventThread::start(thread_idx, index.clone())).collect();
-        Self { threads, shown: Mutex::default() }
+        Self::start_observed(index, Arc::new(|_| {}))
+    }
+
+    /// As [`Self::start`]; `on_lag` runs on the threads and must be quick.
+    pub fn start_observed(index: &Arc<PrefixIndex>, on_lag: LagObserver) -> Self {
+        let permits = ReplayPermits::default();
+        let shared = Shared { index: index.clone(), permits: permits.clone(), on_lag };
+        let threads = (0..N_THREADS).map(|thread_idx| EventThread::start(thread_idx, shared.clone())).collect();
+        Self { threads, shown: Mutex::default(), permits }
     }
 
     /// Follows one more source.
     pub fn add(&self, source: Source) {
-        let stats = Arc::<SourceStats>::default();
-        let shown = Shown { name: source.name(), model: source.model.model.clone(), stats: stats.clone() };
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
-        self.thread_of(source.endpoint).send(Command::Add(Box::new(source), stats));
+        self.follow(&mut self.shown(), source);
+    }
+
+    /// Makes `sources` the sources of an endpoint: those that are followed already go on undisturbed.
+    pub fn reconcile(&self, endpoint: EndpointId, sources: Vec<Source>) {
+        let mut shown = self.shown();
+        let is_wanted = |shown: &Shown| sources.iter().any(|source| source.is_same(&shown.source));
+        let thread = self.thread_of(endpoint);
+        shown.retain(|shown| {
+            let stays = shown.source.endpoint != endpoint || is_wanted(shown);
+            if !stays {
+                thread.send(Command::Remove(endpoint, Some(shown.source.rank)));
+            }
+            stays
+        });
+        for source in sources {
+            if !shown.iter().any(|shown| shown.source.is_same(&source)) {
+                self.follow(&mut shown, source);
+            }
+        }
     }
 
     /// Stops following all sources of an endpoint, and takes their credit away.
     pub fn remove(&self, endpoint: EndpointId) {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).retain(|shown| shown.name.endpoint != endpoint);
-        self.thread_of(endpoint).send(Command::Remove(endpoint));
+        self.shown().retain(|shown| shown.source.endpoint != endpoint);
+        self.thread_of(endpoint).send(Command::Remove(endpoint, None));
+    }
+
+    /// The engine is known to have dropped its cache, although it has not said so.
+    pub fn cleared(&self, endpoint: EndpointId) {
+        self.thread_of(endpoint).send(Command::Cleared(endpoint));
+    }
+
+    /// The engine may be another process now: its sources have to prove that they are not.
+    pub fn suspect(&self, endpoint: EndpointId) {
+        self.thread_of(endpoint).send(Command::Suspect(endpoint));
     }
 
     /// How each source does.
     pub fn status(&self) -> Vec<SourceStatus> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Shown::status).collect()
+        self.shown().iter().map(Shown::status).collect()
+    }
+
+    /// Replays that run now.
+    pub fn n_replays(&self) -> usize {
+        self.permits.n_taken()
     }
 
     /// Stops following, takes all credit away and joins the threads. A second call does nothing.
@@ -116,16 +160,25 @@ impl EventPlane {
         self.threads.iter().for_each(EventThread::join);
     }
 
+    fn follow(&self, shown: &mut Vec<Shown>, source: Source) {
+        let stats = Arc::<SourceStats>::default();
+        shown.push(Shown { source: source.clone(), stats: stats.clone() });
+        self.thread_of(source.endpoint).send(Command::Add(Box::new(source), stats));
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Vec<Shown>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn thread_of(&self, endpoint: EndpointId) -> &EventThread {
         &self.threads[endpoint.0 as usize % self.threads.len()]
     }
 }
 
 impl EventThread {
-    fn start(thread_idx: usize, index: Arc<PrefixIndex>) -> Self {
+    fn start(thread_idx: usize, shared: Shared) -> Self {
         let (commands, receiver) = channel();
-        let worker =
-            Worker { index, commands: receiver, started: Instant::now(), contexts: Vec::new(), followed: Vec::new() };
+        let worker = Worker::new(shared, receiver);
         let handle = std::thread::Builder::new()
             .name(format!("warmroute-events-{thread_idx}"))
             .spawn(move || worker.run())
@@ -150,12 +203,12 @@ impl EventThread {
 
 impl Shown {
     fn status(&self) -> SourceStatus {
-        let Self { name, model, stats } = self;
+        let Self { source, stats } = self;
         SourceStatus {
-            model: model.clone(),
-            endpoint: name.endpoint,
-            address: name.address,
-            rank: name.rank,
+            model: source.model.model.clone(),
+            endpoint: source.endpoint,
+            address: source.address,
+            rank: source.rank,
             state: stats.state(),
             proved: stats.proved(),
             disproved: stats.disproved(),
@@ -171,82 +224,8 @@ impl Shown {
             n_decode_failures: stats.n_decode_failures.get(),
             n_skipped: stats.n_skipped.get(),
             n_refused: stats.n_refused.get(),
-        }
-    }
-}
-
-/// What runs on a thread.
-struct Worker {
-    index: Arc<PrefixIndex>,
-    commands: Receiver<Command>,
-    started: Instant,
-    /// Each with room for [`SOURCES_PER_CONTEXT`] sources.
-    contexts: Vec<zmq::Context>,
-    followed: Vec<Followed>,
-}
-
-struct Followed {
-    subscription: Subscription,
-    stats: Arc<SourceStats>,
-    /// Position in [`Worker::contexts`].
-    context_idx: usize,
-}
-
-impl Worker {
-    fn run(mut self) {
-        while self.obey_commands() {
-            self.take_turns();
-            self.wait();
-        }
-    }
-
-    /// Says whether to go on.
-    fn obey_commands(&mut self) -> bool {
-        loop {
-            match self.commands.try_recv() {
-                Ok(Command::Add(source, stats)) => self.follow(*source, stats),
-                Ok(Command::Remove(endpoint)) => {
-                    self.followed.retain(|followed| followed.subscription.name().endpoint != endpoint);
-                }
-                Err(TryRecvError::Empty) => return true,
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
-            }
-        }
-    }
-
-    fn follow(&mut self, source: Source, stats: Arc<SourceStats>) {
-        let n_in = |context_idx| self.followed.iter().filter(|followed| followed.context_idx == context_idx).count();
-        let with_room = (0..self.contexts.len()).find(|context_idx| n_in(*context_idx) < SOURCES_PER_CONTEXT);
-        let context_idx = with_room.unwrap_or_else(|| {
-            self.contexts.push(zmq::Context::new());
-            self.contexts.len() - 1
-        });
-        let context = self.contexts[context_idx].clone();
-        let subscription = Subscription::new(context, source, self.index.clone(), stats.clone());
-        self.followed.push(Followed { subscription, stats, context_idx });
-    }
-
-    fn take_turns(&mut self) {
-        let now = self.started.elapsed();
-        // The state of a subscription that panicked is not looked at again: dropping it retires its slot.
-        self.followed.retain_mut(|Followed { subscription, stats, .. }| {
-            let panicked = catch_unwind(AssertUnwindSafe(|| subscription.turn(now))).is_err();
-            if panicked {
-                let SourceName { address, rank, .. } = subscription.name();
-                stats.fail();
-                error!(endpoint = %address, rank, "KV event source panicked and is no longer followed");
-            }
-            !panicked
-        });
-    }
-
-    fn wait(&self) {
-        let sockets = self.followed.iter().flat_map(|followed| followed.subscription.sockets());
-        let mut items: Vec<_> = sockets.map(|socket| socket.as_poll_item(zmq::POLLIN)).collect();
-        if let Err(error) = zmq::poll(&mut items, POLL_MS) {
-            // A signal, or no memory: without a pause this would spin.
-            tracing::debug!(%error, "waiting for KV events was interrupted");
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            n_quarantines: stats.n_quarantines.get(),
+            n_panics: stats.n_panics.get(),
         }
     }
 }

@@ -1,25 +1,36 @@
 //! One source at work: its sockets tell its state machine, which tells its applier.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, info, warn};
 
-use super::Source;
+use super::backoff::{Backoff, RECONNECT};
 use super::link::{ConnectionEvent, Link, Message, Replay};
+use super::permits::{ReplayPermit, ReplayPermits};
+use super::{LagObserver, Source};
 use crate::events::apply::{Applier, SourceName};
-use crate::events::continuity::{Action, Continuity, Incident, Input, Phase, SeqNo};
-use crate::events::stats::SourceStats;
+use crate::events::continuity::{
+    Action, Cause, Continuity, Incident, Input, Payload, PayloadDigest, Phase, SeqNo, Via,
+};
+use crate::events::stats::{SourceState, SourceStats};
 use crate::events::wire::EventBatch;
 use crate::routing::index::PrefixIndex;
 
 /// Messages of one kind read in a row, so that no source starves the others.
 const MESSAGES_PER_TURN: usize = 256;
-/// Pause before a broken connection is made again; doubles while connections are short.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(5);
 /// A connection that stood this long was a good one.
 const LONG_CONNECTION: Duration = Duration::from_secs(10);
+/// Longest that an attempt to connect may take. libzmq tells of a refused one; of one that it has forgotten it does not.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all sources share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) index: Arc<PrefixIndex>,
+    pub(super) permits: ReplayPermits,
+    pub(super) on_lag: LagObserver,
+}
 
 /// See the module.
 pub(super) struct Subscription {
@@ -28,18 +39,20 @@ pub(super) struct Subscription {
     publisher: String,
     replayer: Option<String>,
     connection: Connection,
-    n_short_connections: u32,
-    replay: Option<Replay>,
+    backoff: Backoff,
+    asked: Asked,
     continuity: Continuity,
     applier: Applier,
+    shared: Shared,
     stats: Arc<SourceStats>,
+    random: fastrand::Rng,
 }
 
 enum Connection {
     /// To be opened at a time.
     Closed { open_at: Duration },
-    /// Opened; libzmq tries until it stands.
-    Opening { link: Link },
+    /// Opened; has to stand before `until`.
+    Opening { link: Link, until: Duration },
     /// Stands since a time.
     Open { link: Link, since: Duration },
 }
@@ -48,56 +61,98 @@ impl Connection {
     fn link(&self) -> Option<&Link> {
         match self {
             Self::Closed { .. } => None,
-            Self::Opening { link } | Self::Open { link, .. } => Some(link),
+            Self::Opening { link, .. } | Self::Open { link, .. } => Some(link),
         }
     }
 }
 
+/// The replay that the state machine wants.
+enum Asked {
+    Nothing,
+    /// Waits for its time, then for a permit.
+    Waiting {
+        from: SeqNo,
+        not_before: Duration,
+    },
+    Running {
+        replay: Replay,
+        _permit: ReplayPermit,
+    },
+}
+
 impl Subscription {
-    pub(super) fn new(context: zmq::Context, source: Source, index: Arc<PrefixIndex>, stats: Arc<SourceStats>) -> Self {
+    pub(super) fn new(context: zmq::Context, source: Source, shared: Shared, stats: Arc<SourceStats>) -> Self {
         let name = source.name();
         Self {
             context,
             name,
             continuity: Continuity::new(source.replay.is_some()),
-            applier: Applier::new(name, source.model, index, stats.clone()),
+            applier: Applier::new(name, source.model, shared.index.clone(), stats.clone()),
             publisher: source.events,
             replayer: source.replay,
             connection: Connection::Closed { open_at: Duration::ZERO },
-            n_short_connections: 0,
-            replay: None,
+            backoff: Backoff::new(RECONNECT),
+            asked: Asked::Nothing,
+            shared,
             stats,
+            random: fastrand::Rng::new(),
         }
-    }
-
-    pub(super) fn name(&self) -> SourceName {
-        self.name
     }
 
     /// The sockets to wait on.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &zmq::Socket> {
         let link = self.connection.link().into_iter().flat_map(Link::sockets);
-        link.chain(self.replay.iter().map(Replay::socket))
+        link.chain(self.replay().map(Replay::socket))
     }
 
-    /// Does what can be done without waiting. `now` is the time since any fixed moment.
-    pub(super) fn turn(&mut self, now: Duration) {
-        self.open_when_due(now);
+    /// Reads what has come. `now` is the time since any fixed moment.
+    pub(super) fn read(&mut self, now: Duration) {
         self.watch_connection(now);
         self.read_live(now);
         self.read_replies(now);
-        self.step(now, Input::Tick);
+        self.start_replay(now);
     }
 
-    fn open_when_due(&mut self, now: Duration) {
-        let Connection::Closed { open_at } = self.connection else { return };
-        if now < open_at {
+    /// Does what is due.
+    pub(super) fn tick(&mut self, now: Duration) {
+        self.step(now, Input::Tick);
+        self.connect(now);
+        self.start_replay(now);
+    }
+
+    /// The engine is known to have dropped its cache.
+    pub(super) fn cleared(&mut self) {
+        self.applier.clear();
+    }
+
+    /// The engine may be another process now.
+    pub(super) fn suspect(&mut self, now: Duration) {
+        self.step(now, Input::Suspect);
+    }
+
+    fn replay(&self) -> Option<&Replay> {
+        match &self.asked {
+            Asked::Running { replay, .. } => Some(replay),
+            Asked::Nothing | Asked::Waiting { .. } => None,
+        }
+    }
+
+    fn connect(&mut self, now: Duration) {
+        if self.continuity.phase() == Phase::Quarantined {
             return;
         }
+        match &self.connection {
+            Connection::Closed { open_at } if now >= *open_at => self.open(now),
+            Connection::Opening { until, .. } if now >= *until => self.close(now),
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, now: Duration) {
         match Link::open(&self.context, &self.publisher) {
-            Ok(link) => self.connection = Connection::Opening { link },
+            Ok(link) => self.connection = Connection::Opening { link, until: now + CONNECT_TIMEOUT },
             Err(error) => {
-                self.connection = Connection::Closed { open_at: now + MAX_RECONNECT_PAUSE };
+                self.close(now);
                 warn!(endpoint = %self.name.address, rank = self.name.rank, %error, "KV event socket cannot be opened");
             }
         }
@@ -107,24 +162,28 @@ impl Subscription {
         while let Some(event) = self.connection.link().and_then(Link::connection_event) {
             let closed = Connection::Closed { open_at: now };
             match (event, std::mem::replace(&mut self.connection, closed)) {
-                (ConnectionEvent::Connected, Connection::Opening { link }) => {
+                (ConnectionEvent::Connected, Connection::Opening { link, .. }) => {
                     self.connection = Connection::Open { link, since: now };
                     self.step(now, Input::Connected);
                 }
-                (ConnectionEvent::Disconnected, Connection::Open { since, .. }) => self.close(now, since),
-                // A handshake that failed: libzmq tries again.
-                (_, unchanged) => self.connection = unchanged,
+                (ConnectionEvent::Disconnected, former) => {
+                    self.connection = former;
+                    self.close(now);
+                    self.step(now, Input::Disconnected);
+                }
+                (ConnectionEvent::Connected, unchanged) => self.connection = unchanged,
             }
         }
     }
 
-    /// Drops the sockets of a broken connection with all that waits in them.
-    fn close(&mut self, now: Duration, since: Duration) {
-        let was_short = now.saturating_sub(since) < LONG_CONNECTION;
-        self.n_short_connections = if was_short { self.n_short_connections.saturating_add(1) } else { 0 };
-        let pause = RECONNECT_PAUSE * 2_u32.pow(self.n_short_connections.min(6));
-        self.connection = Connection::Closed { open_at: now + pause.min(MAX_RECONNECT_PAUSE) };
-        self.step(now, Input::Disconnected);
+    /// Drops the sockets of a connection with all that waits in them, and sets the time of the next attempt.
+    fn close(&mut self, now: Duration) {
+        if let Connection::Open { since, .. } = self.connection
+            && now.saturating_sub(since) >= LONG_CONNECTION
+        {
+            self.backoff.reset();
+        }
+        self.connection = Connection::Closed { open_at: now + self.backoff.pause(&mut self.random) };
     }
 
     fn read_live(&mut self, now: Duration) {
@@ -136,7 +195,10 @@ impl Subscription {
                 return;
             }
             match message {
-                Message::Batch { seq, payload } => self.step(now, Input::Live { seq, payload }),
+                Message::Batch { seq, payload } => {
+                    let payload = self.payload(seq, payload);
+                    self.step(now, Input::Live { seq, payload });
+                }
                 Message::ReplayEnd | Message::Malformed => self.stats.n_decode_failures.add(1_u64),
             }
         }
@@ -144,11 +206,27 @@ impl Subscription {
 
     fn read_replies(&mut self, now: Duration) {
         for _ in 0..MESSAGES_PER_TURN {
-            let Some(message) = self.replay.as_ref().and_then(Replay::message) else { return };
+            let Some(message) = self.replay().and_then(Replay::message) else { return };
             match message {
-                Message::Batch { seq, payload } => self.step(now, Input::Reply { seq, payload }),
+                Message::Batch { seq, payload } => {
+                    let payload = self.payload(seq, payload);
+                    self.step(now, Input::Reply { seq, payload });
+                }
                 Message::ReplayEnd => self.step(now, Input::ReplayEnd),
                 Message::Malformed => self.stats.n_decode_failures.add(1_u64),
+            }
+        }
+    }
+
+    /// Whether a batch can be applied has to be known before it takes its place in the sequence. Decoding it twice costs less
+    /// than keeping what borrows from it.
+    fn payload(&self, seq: SeqNo, payload: Vec<u8>) -> Payload {
+        match EventBatch::decode(&payload) {
+            Ok(_) => Payload::Readable(payload),
+            Err(error) => {
+                self.stats.n_decode_failures.add(1_u64);
+                debug!(endpoint = %self.name.address, rank = self.name.rank, seq = seq.0, %error, "KV event batch is unreadable");
+                Payload::Unreadable(PayloadDigest::of(&payload))
             }
         }
     }
@@ -156,55 +234,69 @@ impl Subscription {
     fn step(&mut self, now: Duration, input: Input) {
         let before = self.continuity.phase();
         for action in self.continuity.step(now, input) {
-            self.obey(action);
+            self.obey(now, action);
         }
         let phase = self.continuity.phase();
         if phase != before {
-            self.stats.set_state(phase.into());
             self.log_phase(phase);
         }
+        self.stats.set_state(SourceState::of(phase, false));
     }
 
-    fn obey(&mut self, action: Action) {
+    fn obey(&mut self, now: Duration, action: Action) {
         match action {
-            Action::StartGeneration(cause) => {
-                self.applier.start_generation();
-                debug!(endpoint = %self.name.address, rank = self.name.rank, ?cause, "KV event source starts a generation");
-            }
+            Action::StartGeneration(cause) => self.start_generation(cause),
             Action::EndGeneration => {
                 self.applier.end_generation();
-                info!(endpoint = %self.name.address, rank = self.name.rank, "KV event source is away for too long");
+                info!(endpoint = %self.name.address, rank = self.name.rank, "KV event source is no longer credited");
             }
-            Action::RequestReplay { from } => self.request_replay(from),
-            Action::CloseReplay => self.replay = None,
-            Action::Apply { seq, payload, via: _ } => self.apply(seq, &payload),
-            Action::Report(incident) => self.report(incident),
+            Action::Restore | Action::DropOffer => {}
+            Action::RequestReplay { from, within } => {
+                let not_before = now + within.mul_f64(self.random.f64());
+                self.asked = Asked::Waiting { from, not_before };
+            }
+            Action::CloseReplay => self.asked = Asked::Nothing,
+            Action::Apply { seq, payload, via } => self.apply(seq, &payload, via),
+            Action::Reconnect => self.close(now),
+            Action::Report(incident) => self.report(now, incident),
         }
     }
 
-    fn request_replay(&mut self, from: SeqNo) {
-        self.stats.n_replays.add(1_u64);
-        let Some(replayer) = &self.replayer else { return };
-        self.replay = Replay::request(&self.context, replayer, from)
-            .inspect_err(|error| {
-                // No answer comes then, and the state machine asks again.
-                warn!(endpoint = %self.name.address, rank = self.name.rank, %error, "KV event replay cannot be requested");
-            })
-            .ok();
+    fn start_generation(&mut self, cause: Cause) {
+        self.applier.start_generation();
+        debug!(endpoint = %self.name.address, rank = self.name.rank, ?cause, "KV event source starts a generation");
     }
 
-    fn apply(&mut self, seq: SeqNo, payload: &[u8]) {
-        match EventBatch::decode(payload) {
-            Ok(batch) => self.applier.apply(&batch),
+    fn start_replay(&mut self, now: Duration) {
+        let Asked::Waiting { from, not_before } = self.asked else { return };
+        let Some(replayer) = self.replayer.as_ref().filter(|_| now >= not_before) else { return };
+        let Some(permit) = self.shared.permits.try_take() else { return };
+        self.stats.n_replays.add(1_u64);
+        self.asked = match Replay::request(&self.context, replayer, from) {
+            Ok(replay) => Asked::Running { replay, _permit: permit },
             Err(error) => {
-                self.stats.n_decode_failures.add(1_u64);
-                debug!(endpoint = %self.name.address, rank = self.name.rank, seq = seq.0, %error, "KV event batch is unreadable");
+                // No answer comes then, and the state machine asks again.
+                warn!(endpoint = %self.name.address, rank = self.name.rank, %error, "KV event replay cannot be requested");
+                Asked::Nothing
             }
+        };
+        self.step(now, Input::ReplayStarted);
+    }
+
+    fn apply(&mut self, seq: SeqNo, payload: &[u8], via: Via) {
+        match EventBatch::decode(payload) {
+            Ok(batch) => {
+                self.applier.apply(&batch);
+                if via == Via::Live {
+                    (self.shared.on_lag)(since(batch.ts));
+                }
+            }
+            Err(_) => self.stats.n_decode_failures.add(1_u64),
         }
         self.stats.set_last_seq(Some(seq));
     }
 
-    fn report(&self, incident: Incident) {
+    fn report(&mut self, now: Duration, incident: Incident) {
         let (endpoint, rank) = (self.name.address, self.name.rank);
         match incident {
             Incident::Gap { expected, received } => {
@@ -214,16 +306,33 @@ impl Subscription {
             }
             Incident::HeldOverflow => warn!(%endpoint, rank, "too many KV events held while catching up"),
             Incident::ReplayGaveUp => warn!(%endpoint, rank, "KV event replay does not bring what is missing"),
+            Incident::UnreadableBatch { seq } => {
+                warn!(%endpoint, rank, seq = seq.0, "KV event batch is unreadable, what was known before it is dropped");
+            }
+            Incident::Deaf => warn!(%endpoint, rank, "KV event connection is deaf, making a new one"),
+            Incident::Quarantined(length) => {
+                self.stats.n_quarantines.add(1_u64);
+                self.close(now);
+                warn!(%endpoint, rank, ?length, "KV event source sends too much that is wrong, it is left alone");
+            }
         }
     }
 
     fn log_phase(&self, phase: Phase) {
         let (endpoint, rank) = (self.name.address, self.name.rank);
         match phase {
-            Phase::Disconnected => info!(%endpoint, rank, "KV event source is disconnected"),
+            Phase::Connecting => info!(%endpoint, rank, "KV event source is not connected"),
             Phase::CatchingUp => debug!(%endpoint, rank, "KV event source is catching up"),
             Phase::Live => info!(%endpoint, rank, "KV event source is live"),
             Phase::Incomplete => info!(%endpoint, rank, "KV event source is live, its beginning is not known"),
+            Phase::Stale => info!(%endpoint, rank, "KV event source is stale"),
+            Phase::Quarantined => {}
         }
     }
+}
+
+/// Time since a publisher's clock showed `ts` seconds since the Unix epoch; 0 where its clock is ahead of ours.
+fn since(ts: f64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::try_from_secs_f64(ts).map_or(Duration::ZERO, |ts| now.saturating_sub(ts))
 }

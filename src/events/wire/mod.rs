@@ -2,22 +2,23 @@
 //!
 //! Every form that a release from 0.10 to 0.32 has sent is read (`vllm/distributed/kv_events.py`): events as arrays (up
 //! to 0.23) or maps, batches as arrays (every release) or a map (the main branch for a while), hashes as integers or
-//! byte strings. Unknown fields are stepped over.
+//! byte strings. So are those of SGLang (`sglang/srt/disaggregation/kv_events.py`): vLLM's arrays without the fields after
+//! `lora_id`, and with hashes that are signed. Unknown fields are stepped over.
 //!
 //! Two kinds of trouble are kept apart. An event that is well-formed msgpack but not as the format says (an unknown tag,
 //! a field of another type, a required field missing) is skipped and counted; the rest of its batch stands. Damage to
 //! the msgpack itself (truncation, trailing bytes, a length beyond the payload, nesting deeper than 32 levels) is a
 //! [`WireError`], since nothing after it can be trusted.
 //!
-//! Strings, byte strings and token ids borrow from the payload; only the lists of events, hashes and extra keys are
-//! allocated, and never for more elements than the payload has bytes.
+//! Strings, byte strings, token ids and extra keys borrow from the payload; only the lists of events and hashes are
+//! allocated, and they are bounded: a payload of 16 MiB, whatever is in it, takes about twice that.
 
 mod msgpack;
 #[cfg(test)]
 mod tests;
 
 use crate::routing::hash::BlockHash;
-use msgpack::{Cursor, Fault, Head};
+use msgpack::{Cursor, Fault, Head, MAX_EVENTS};
 
 pub use msgpack::WireError;
 
@@ -43,6 +44,11 @@ pub enum Event<'a> {
     BlockRemoved(BlockRemoved<'a>),
     /// The whole cache of the rank was dropped.
     AllBlocksCleared,
+    /// One tier of the rank's cache was dropped (vLLM's main branch after 0.32, if asked for).
+    TierBlocksCleared {
+        /// The tier, named as in the other events.
+        medium: Option<&'a str>,
+    },
 }
 
 /// Blocks entered the cache.
@@ -62,8 +68,8 @@ pub struct BlockStored<'a> {
     pub lora_id: Option<u64>,
     /// Name of the adapter; none before vLLM 0.14.
     pub lora_name: Option<&'a str>,
-    /// Untagged extra keys, one entry per block, empty for a block without any; none before vLLM 0.17.
-    pub extra_keys: Option<Vec<Vec<ExtraItem<'a>>>>,
+    /// Untagged extra keys, one entry per block, still encoded; none before vLLM 0.17.
+    pub extra_keys: Option<ExtraKeys<'a>>,
     /// KV-cache group.
     pub group_idx: Option<u32>,
     /// Kind of that group, such as `full_attention`.
@@ -84,7 +90,8 @@ pub struct BlockRemoved<'a> {
 /// A block hash as the engine wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineHash<'a> {
-    /// `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=1` (default): the low 64 bits.
+    /// `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=1` (default): the low 64 bits. Of a negative integer, as SGLang sends
+    /// it, the two's complement.
     Int(u64),
     /// The whole digest.
     Bytes(&'a [u8]),
@@ -139,6 +146,51 @@ impl<'a> TokenIds<'a> {
     }
 }
 
+/// Extra keys of an event's blocks, checked when the batch was decoded and read on demand: most blocks have none.
+#[derive(Clone, Copy, Debug)]
+pub struct ExtraKeys<'a> {
+    n_blocks: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> ExtraKeys<'a> {
+    /// Number of blocks that have an entry.
+    pub fn n_blocks(&self) -> usize {
+        self.n_blocks
+    }
+
+    /// The entries, empty for a block without extra keys.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = BlockKeys<'a>> + use<'a> {
+        let mut cursor = Cursor::new(self.bytes);
+        (0..self.n_blocks).map(move |_| block_keys(&mut cursor).expect("extra keys were checked with the batch"))
+    }
+}
+
+/// Extra keys of one block.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockKeys<'a> {
+    n_items: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> BlockKeys<'a> {
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        self.n_items
+    }
+
+    /// Whether the block has no extra keys.
+    pub fn is_empty(&self) -> bool {
+        self.n_items == 0
+    }
+
+    /// The items, in vLLM's order: adapter, multimodal items, salt, embeddings.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = ExtraItem<'a>> + use<'a> {
+        let mut cursor = Cursor::new(self.bytes);
+        (0..self.n_items).map(move |_| extra_item(&mut cursor).expect("extra keys were checked with the batch"))
+    }
+}
+
 /// One untagged item of a block's extra keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ExtraItem<'a> {
@@ -148,17 +200,21 @@ pub enum ExtraItem<'a> {
     Mm(&'a str, i64),
     /// Digest of prompt embeddings.
     Bytes(&'a [u8]),
+    /// Something else, as its bytes.
+    Other(&'a [u8]),
 }
 
-/// Level of the batch's fields, of the events and of their fields in a payload, whose top level is 1.
+/// Level of the batch's fields, of the events, of their fields and of the items of their extra keys in a payload, whose top
+/// level is 1.
 const BATCH_FIELD_DEPTH: u32 = 2;
 const EVENT_DEPTH: u32 = 3;
 const EVENT_FIELD_DEPTH: u32 = 4;
+const EXTRA_ITEM_DEPTH: u32 = 6;
 
 /// Bytes of the shortest event, `["BlockRemoved", []]`.
 const MIN_EVENT_LEN: usize = 15;
 
-/// Bytes of an integer hash, but for one in 2^32.
+/// Bytes of an integer hash, but for one in 2^32. What is allocated on a sender's word is held against it.
 const USUAL_HASH_LEN: usize = 9;
 
 /// Bytes of a hash's low 64 bits, the least that a byte string must have to be one.
@@ -179,6 +235,7 @@ const STORED_FIELDS: &[&[u8]] = &[
     b"kv_cache_spec_kind",
 ];
 const REMOVED_FIELDS: &[&[u8]] = &[b"block_hashes", b"medium", b"group_idx"];
+const TIER_CLEARED_FIELDS: &[&[u8]] = &[b"medium"];
 
 impl<'a> EventBatch<'a> {
     /// Decodes the payload of one message.
@@ -277,6 +334,9 @@ fn events<'a>(cursor: &mut Cursor<'a>) -> Result<(Vec<Event<'a>>, u32), WireErro
         Head::Array(n_events) => n_events,
         other => return Err(unexpected(offset, other, "an array of events")),
     };
+    if n_events > MAX_EVENTS {
+        return Err(WireError::Items { offset, what: "events", limit: MAX_EVENTS });
+    }
     let mut events = Vec::with_capacity(n_events.min(cursor.remaining() / MIN_EVENT_LEN));
     let mut n_skipped = 0;
     for _ in 0..n_events {
@@ -285,7 +345,7 @@ fn events<'a>(cursor: &mut Cursor<'a>) -> Result<(Vec<Event<'a>>, u32), WireErro
             Ok(event) => events.push(event),
             Err(Fault::Damage(error)) => return Err(error),
             Err(Fault::Unfit) => {
-                *cursor = start;
+                cursor.rewind(start);
                 cursor.skip(EVENT_DEPTH)?;
                 n_skipped += 1;
             }
@@ -330,6 +390,7 @@ fn tagged<'a>(
         "BlockStored" => block_stored(cursor, record(STORED_FIELDS)).map(Event::BlockStored),
         "BlockRemoved" => block_removed(cursor, record(REMOVED_FIELDS)).map(Event::BlockRemoved),
         "AllBlocksCleared" => all_blocks_cleared(cursor, record(&[])),
+        "TierBlocksCleared" => tier_blocks_cleared(cursor, record(TIER_CLEARED_FIELDS)),
         _ => Err(Fault::Unfit),
     }
 }
@@ -389,8 +450,20 @@ fn all_blocks_cleared<'a>(cursor: &mut Cursor<'a>, record: Record) -> Result<Eve
     Ok(Event::AllBlocksCleared)
 }
 
+fn tier_blocks_cleared<'a>(cursor: &mut Cursor<'a>, record: Record) -> Result<Event<'a>, Fault> {
+    let mut medium = None;
+    for field_idx in 0..record.n_fields() {
+        match record.field(cursor, field_idx, EVENT_FIELD_DEPTH)? {
+            b"medium" => medium = cursor.optional(Cursor::str)?,
+            _ => cursor.skip(EVENT_FIELD_DEPTH)?,
+        }
+    }
+    Ok(Event::TierBlocksCleared { medium })
+}
+
 fn engine_hashes<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<EngineHash<'a>>, Fault> {
     let n_hashes = cursor.array_len()?;
+    cursor.count(n_hashes)?;
     let mut hashes = Vec::with_capacity(n_hashes.min(cursor.remaining() / USUAL_HASH_LEN));
     for _ in 0..n_hashes {
         hashes.push(engine_hash(cursor)?);
@@ -398,10 +471,11 @@ fn engine_hashes<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<EngineHash<'a>>, Fau
     Ok(hashes)
 }
 
-/// Negative integers are hashes of vLLM 0.9, which have no root that could be known.
+/// Negative integers are those of SGLang, and of vLLM 0.9: no root of ours makes them.
 fn engine_hash<'a>(cursor: &mut Cursor<'a>) -> Result<EngineHash<'a>, Fault> {
     match cursor.head()? {
         Head::Uint(hash) => Ok(EngineHash::Int(hash)),
+        Head::Negative(hash) => Ok(EngineHash::Int(hash.cast_unsigned())),
         Head::Bin(hash) if hash.len() >= MIN_HASH_LEN => Ok(EngineHash::Bytes(hash)),
         _ => Err(Fault::Unfit),
     }
@@ -414,21 +488,39 @@ fn token_ids<'a>(cursor: &mut Cursor<'a>) -> Result<TokenIds<'a>, Fault> {
     Ok(TokenIds { len, bytes: cursor.since(start) })
 }
 
-fn extra_keys<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<Vec<ExtraItem<'a>>>, Fault> {
+fn extra_keys<'a>(cursor: &mut Cursor<'a>) -> Result<ExtraKeys<'a>, Fault> {
     let n_blocks = cursor.array_len()?;
-    let mut keys = Vec::with_capacity(n_blocks);
+    cursor.count(n_blocks)?;
+    let start = cursor.offset();
     for _ in 0..n_blocks {
-        keys.push(cursor.optional(block_keys)?.unwrap_or_default());
+        let keys = block_keys(cursor)?;
+        cursor.count(keys.len())?;
     }
-    Ok(keys)
+    Ok(ExtraKeys { n_blocks, bytes: cursor.since(start) })
 }
 
-fn block_keys<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<ExtraItem<'a>>, Fault> {
-    let n_items = cursor.array_len()?;
-    (0..n_items).map(|_| extra_item(cursor)).collect()
+fn block_keys<'a>(cursor: &mut Cursor<'a>) -> Result<BlockKeys<'a>, Fault> {
+    let n_items = cursor.optional(Cursor::array_len)?.unwrap_or(0);
+    let start = cursor.offset();
+    for _ in 0..n_items {
+        extra_item(cursor)?;
+    }
+    Ok(BlockKeys { n_items, bytes: cursor.since(start) })
 }
 
 fn extra_item<'a>(cursor: &mut Cursor<'a>) -> Result<ExtraItem<'a>, Fault> {
+    let start = *cursor;
+    match known_extra_item(cursor) {
+        Err(Fault::Unfit) => {
+            cursor.rewind(start);
+            cursor.skip(EXTRA_ITEM_DEPTH)?;
+            Ok(ExtraItem::Other(cursor.since(start.offset())))
+        }
+        known_or_damaged => known_or_damaged,
+    }
+}
+
+fn known_extra_item<'a>(cursor: &mut Cursor<'a>) -> Result<ExtraItem<'a>, Fault> {
     match cursor.head()? {
         Head::Str(text) => std::str::from_utf8(text).map(ExtraItem::Str).map_err(|_| Fault::Unfit),
         Head::Bin(digest) => Ok(ExtraItem::Bytes(digest)),

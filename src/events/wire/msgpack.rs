@@ -7,6 +7,13 @@
 /// Deepest nesting of a batch, the batch itself being level 1; vLLM's own batches have seven levels.
 pub(super) const MAX_DEPTH: u32 = 32;
 
+/// Hashes and extra keys of a batch: a step of vLLM, and the largest it could make, has far fewer. A hash of one byte becomes 24
+/// in memory, so that without a bound a frame would take many times its size.
+pub(super) const MAX_ITEMS: usize = 1 << 18;
+
+/// Events of a batch, for the same reason: each takes about 200 bytes.
+pub(super) const MAX_EVENTS: usize = 1 << 16;
+
 /// The bytes of a batch are damaged, or they are no batch: nothing in it can be trusted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
@@ -53,6 +60,16 @@ pub enum WireError {
         n_fields: usize,
         /// The field's name.
         expected: &'static str,
+    },
+    /// The batch has more parts than the payload's bytes may be turned into.
+    #[error("event batch has more than {limit} {what} at byte {offset}")]
+    Items {
+        /// Where the one too many starts.
+        offset: usize,
+        /// What they are.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
     },
     /// Something follows the batch.
     #[error("{n_bytes} more bytes after the event batch, which ends at byte {offset}")]
@@ -135,11 +152,26 @@ impl Head<'_> {
 pub(super) struct Cursor<'a> {
     payload: &'a [u8],
     offset: usize,
+    /// Hashes and extra keys that may still be read.
+    n_items_left: usize,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(payload: &'a [u8]) -> Self {
-        Self { payload, offset: 0 }
+        Self { payload, offset: 0, n_items_left: MAX_ITEMS }
+    }
+
+    /// Goes back to an earlier position; what was read since then still counts.
+    pub(super) fn rewind(&mut self, start: Self) {
+        self.offset = start.offset;
+    }
+
+    /// Counts `n_items` that are about to be read.
+    pub(super) fn count(&mut self, n_items: usize) -> Result<(), WireError> {
+        let left = self.n_items_left.checked_sub(n_items);
+        let error = WireError::Items { offset: self.offset, what: "hashes and extra keys", limit: MAX_ITEMS };
+        self.n_items_left = left.ok_or(error)?;
+        Ok(())
     }
 
     pub(super) fn offset(&self) -> usize {

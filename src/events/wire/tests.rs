@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde::{Serialize, Serializer};
 
-use super::msgpack::MAX_DEPTH;
+use super::msgpack::{MAX_DEPTH, MAX_ITEMS};
 use super::*;
 
 /// rmp-serde is the reference encoder: it shares no code with the decoder.
@@ -138,7 +138,11 @@ fn assert_stored(event: &Event<'_>, expected: &Stored) {
     assert_eq!(stored.medium, expected.medium.as_deref());
     assert_eq!(stored.spec_kind, expected.kv_cache_spec_kind.as_deref());
     let keys = expected.extra_keys.as_ref().map(|keys| keys.iter().map(items).collect::<Vec<_>>());
-    assert_eq!(stored.extra_keys, keys);
+    assert_eq!(stored.extra_keys.map(shown_keys), keys);
+}
+
+fn shown_keys(keys: ExtraKeys<'_>) -> Vec<Vec<ExtraItem<'_>>> {
+    keys.iter().map(|block| block.iter().collect()).collect()
 }
 
 proptest! {
@@ -187,9 +191,12 @@ proptest! {
 /// Number of hashes and token ids, each of them read.
 fn read_all(batch: &EventBatch<'_>) -> usize {
     let read = |event: &Event<'_>| match event {
-        Event::BlockStored(stored) => stored.block_hashes.len() + stored.token_ids.to_vec().len(),
+        Event::BlockStored(stored) => {
+            let n_items = stored.extra_keys.into_iter().flat_map(shown_keys).map(|items| items.len()).sum::<usize>();
+            stored.block_hashes.len() + stored.token_ids.to_vec().len() + n_items
+        }
         Event::BlockRemoved(removed) => removed.block_hashes.iter().map(EngineHash::low64).count(),
-        Event::AllBlocksCleared => 0,
+        Event::AllBlocksCleared | Event::TierBlocksCleared { .. } => 0,
     };
     batch.events.iter().map(read).sum()
 }
@@ -239,7 +246,6 @@ fn event_that_is_not_as_the_format_says_costs_only_itself() {
         ("required field missing", encode(("BlockStored", [1], (), [1, 2]))),
         ("hashes missing", encode(("BlockRemoved",))),
         ("hashes nil", stored(nil.clone(), nil.clone(), tokens.clone(), size.clone())),
-        ("hash negative, as of vLLM 0.9", stored(encode([-5]), nil.clone(), tokens.clone(), size.clone())),
         ("hash a string", stored(encode(["x"]), nil.clone(), tokens.clone(), size.clone())),
         (
             "hash of 7 bytes",
@@ -258,6 +264,70 @@ fn event_that_is_not_as_the_format_says_costs_only_itself() {
         let batch = EventBatch::decode(&payload).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!((batch.events.len(), batch.n_skipped, batch.rank), (2, 1, Some(0)), "{what}");
     }
+}
+
+/// As msgspec writes SGLang's structs.
+#[test]
+fn batches_of_sglang_decode() {
+    let stored = encode(("BlockStored", [-5_i64, 7, i64::MIN], -6_i64, [1, 2, 3, 4, 5, 6], 2, ()));
+    let stored_on_cpu = encode(("BlockStored", [8], (), [1, 2], 2, (), "CPU_PINNED"));
+    let removed = encode(("BlockRemoved", [-5_i64]));
+    let payload = payload(&[&stored, &stored_on_cpu, &removed, &encode(("AllBlocksCleared",))]);
+    let batch = EventBatch::decode(&payload).unwrap();
+    assert_eq!(batch.n_skipped, 0);
+    let [Event::BlockStored(stored), Event::BlockStored(on_cpu), Event::BlockRemoved(removed), Event::AllBlocksCleared] =
+        batch.events.as_slice()
+    else {
+        panic!("{batch:?}")
+    };
+    assert_eq!(stored.block_hashes, [u64::MAX - 4, 7, 1 << 63].map(EngineHash::Int));
+    assert_eq!(stored.parent, Some(EngineHash::Int(u64::MAX - 5)));
+    assert_eq!(on_cpu.medium, Some("CPU_PINNED"));
+    assert_eq!(removed.block_hashes, [EngineHash::Int(u64::MAX - 4)]);
+}
+
+/// `{"type": "TierBlocksCleared", "medium": "GPU"}`, as vLLM's own test pins it.
+#[test]
+fn clearing_of_one_tier_decodes() {
+    let event = [vec![0x82], encode("type"), encode("TierBlocksCleared"), encode("medium"), encode("GPU")].concat();
+    let payload = payload(&[&event]);
+    let batch = EventBatch::decode(&payload).unwrap();
+    assert!(matches!(batch.events[..], [Event::TierBlocksCleared { medium: Some("GPU") }]), "{batch:?}");
+}
+
+#[test]
+fn extra_keys_of_unknown_form_are_kept_as_they_are() {
+    let keys = (("a", 5, ("mm", "image", 3)), (), [("image", -2)]);
+    let event = encode(("BlockStored", [1, 2, 3], (), [1, 2, 3], 1, (), "GPU", (), keys));
+    let payload = payload(&[&event]);
+    let batch = EventBatch::decode(&payload).unwrap();
+    let [Event::BlockStored(stored)] = batch.events.as_slice() else { panic!("{batch:?}") };
+    let tagged = encode(("mm", "image", 3));
+    let expected = vec![
+        vec![ExtraItem::Str("a"), ExtraItem::Other(&[5]), ExtraItem::Other(&tagged)],
+        vec![],
+        vec![ExtraItem::Mm("image", -2)],
+    ];
+    assert_eq!(stored.extra_keys.map(shown_keys), Some(expected));
+}
+
+#[test]
+fn batch_of_more_parts_than_an_engine_makes_is_an_error() {
+    let hashes = |n| encode(("BlockRemoved", vec![1; n]));
+    let error = |events: &[&[u8]]| EventBatch::decode(&payload(events)).expect_err("too many parts");
+    let (most, half) = (MAX_ITEMS, MAX_ITEMS / 2);
+    assert_eq!(EventBatch::decode(&payload(&[&hashes(half), &hashes(half)])).unwrap().n_skipped, 0);
+    assert!(matches!(error(&[&hashes(half), &hashes(half + 1)]), WireError::Items { what: "hashes and extra keys", .. }));
+    let keys = encode(("BlockStored", [1], (), [1], 1, (), "GPU", (), vec![(); most]));
+    assert!(matches!(error(&[&keys]), WireError::Items { .. }));
+    // What an event that is skipped has made us read counts as well.
+    let unfit = encode(("BlockRemoved", vec![1; half + 1], 5));
+    assert!(matches!(error(&[&unfit, &unfit]), WireError::Items { .. }));
+
+    let mut many = vec![0x92, 1, 0xdd];
+    many.extend((MAX_EVENTS as u32 + 1).to_be_bytes());
+    many.extend(std::iter::repeat_n([0x91, 0xa0], MAX_EVENTS + 1).flatten());
+    assert_eq!(EventBatch::decode(&many).expect_err("too many events").to_string(), "event batch has more than 65536 events at byte 2");
 }
 
 #[test]

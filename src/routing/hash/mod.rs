@@ -12,6 +12,7 @@
 //! Cost: about one compression of the hash per 64 bytes of serialized block; in a chain a plain block allocates nothing.
 
 mod cbor;
+pub mod own;
 mod pickle;
 
 use std::fmt;

@@ -3,19 +3,22 @@
 //! Outer level: [`Keyspace`] → [`KeyspaceIndex`], a map that is rarely written. Inner level: [`BlockHash`] → the
 //! slots that hold the block, as a small immutable set. Neither is ever locked by a reader.
 //!
-//! A *slot* stands for one generation of one source, that is, for one life of one rank of one endpoint as far as it
-//! is known. It has one writer ([`SlotWriter`]), and an entry that says whose it is. A reader notes all entries
+//! A *slot* stands for one tier in one generation of one source, that is, in one life of one rank of one endpoint as far
+//! as it is known. It has one writer ([`SlotWriter`]), and an entry that says whose it is. A reader notes all entries
 //! before it walks a chain and compares them afterwards: a slot that was retired, cleared or given to somebody else
 //! meanwhile gets no credit. Retiring is therefore one atomic store; the blocks are swept afterwards, and only a swept
 //! slot is used again.
 //!
-//! Guarantees: a lookup gives for each endpoint the exact length of the longest run of the chain, from its first
-//! block, that one of its slots holds, while nothing is written. While a chain is being written the answer is one that was
+//! Guarantees: a lookup gives for each rank of each endpoint the exact length of the run of the chain, from its first
+//! block, that it holds on its GPU, and how far other tiers continue it, while nothing is written. While a chain is being written the answer is one that was
 //! true of each block when it was read. What is in doubt is counted too low, never too high.
 //!
 //! Cost: a lookup allocates nothing once its [`Overlaps`] is warm; it loads two words per slot in use, then makes one
-//! map lookup per block until no slot is left.
+//! map lookup per block until no run is left. Memory is bounded per slot and over all keyspaces ([`IndexLimits`]): at a
+//! bound new blocks are refused and counted. A keyspace that no source uses is dropped when the next one is made.
 
+mod bytes;
+mod holder;
 mod overlaps;
 mod slots;
 mod writer;
@@ -25,11 +28,13 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::BitOr;
 use std::sync::Arc;
 
-use super::endpoint::EndpointId;
 use super::hash::{BlockHash, BlockSize, Digest, HashAlgorithm};
-pub use overlaps::Overlaps;
-use slots::{SlotId, SlotTable};
-pub use writer::{SlotWriter, StoreOutcome};
+use bytes::Account;
+pub use bytes::{BLOCK_BYTES, COPY_BYTES};
+pub use holder::{Holder, Tier};
+pub use overlaps::{Match, Overlaps};
+use slots::{Acquired, SlotId, SlotTable};
+pub use writer::{ContentDigest, SlotWriter, StoreOutcome};
 
 /// One space of comparable block hashes: hashes of two keyspaces never mean the same block.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +57,8 @@ pub enum KeyspaceKind {
         /// `NONE_HASH`: the parent of every first block.
         root: Digest,
     },
+    /// Our own chain over tokens and extra keys ([`super::hash::own`]), for engines whose hashes cannot be computed.
+    Own,
 }
 
 /// A set of the kinds of extra keys that block hashes can contain.
@@ -69,6 +76,9 @@ impl KeyKinds {
     pub const SALT: Self = Self(1 << 1);
     /// Most adapters that one model can have.
     pub const MAX_ADAPTERS: usize = 60;
+
+    /// Every adapter.
+    pub const ADAPTERS: Self = Self(((1 << Self::MAX_ADAPTERS) - 1) << 2);
 
     /// The adapter at `adapter_idx` of the model's configured adapters; none from [`Self::MAX_ADAPTERS`] on.
     pub fn adapter(adapter_idx: usize) -> Option<Self> {
@@ -127,17 +137,19 @@ impl BitOr for KeyKinds {
 /// How much the index may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexLimits {
-    /// Slots per keyspace, 16 bytes each. Twice the number of sources lets all of them restart at once.
+    /// Slots per keyspace, 24 bytes each. Twice the number of sources and tiers lets all of them restart at once.
     pub slots: u16,
-    /// Blocks per slot. More than an engine has, so that only a broken or lying publisher meets it.
-    pub blocks_per_slot: usize,
+    /// Bytes per slot. More than the blocks of an engine take, so that only a broken or lying publisher meets it.
+    pub bytes_per_slot: usize,
+    /// Bytes over all keyspaces.
+    pub bytes: usize,
     /// Blocks per slot of which more than one copy is remembered.
     pub copied_blocks_per_slot: usize,
 }
 
 impl Default for IndexLimits {
     fn default() -> Self {
-        Self { slots: 4096, blocks_per_slot: 1 << 20, copied_blocks_per_slot: 1 << 16 }
+        Self { slots: 1 << 13, bytes_per_slot: 128 << 20, bytes: 2 << 30, copied_blocks_per_slot: 1 << 14 }
     }
 }
 
@@ -147,6 +159,7 @@ pub struct PrefixIndex {
     /// Written when a model is first seen with a block size; read by every request.
     keyspaces: papaya::HashMap<Keyspace, Arc<KeyspaceIndex>>,
     limits: IndexLimits,
+    account: Account,
 }
 
 impl Default for PrefixIndex {
@@ -158,16 +171,33 @@ impl Default for PrefixIndex {
 impl PrefixIndex {
     /// An empty index.
     pub fn new(limits: IndexLimits) -> Self {
-        Self { keyspaces: blocking_map(RandomState::new()), limits }
+        Self { keyspaces: blocking_map(RandomState::new()), limits, account: Account::new(limits.bytes) }
     }
 
-    /// The index of `keyspace`, created when it is new. A keyspace is never dropped: an empty one costs its slots.
+    /// The index of `keyspace`, created when it is new. One that nobody has a slot in may be dropped when another is made:
+    /// to write, use [`Self::acquire`].
     pub fn keyspace(&self, keyspace: &Keyspace) -> Arc<KeyspaceIndex> {
         let keyspaces = self.keyspaces.pin();
         if let Some(index) = keyspaces.get(keyspace) {
             return Arc::clone(index);
         }
-        Arc::clone(keyspaces.get_or_insert_with(keyspace.clone(), || Arc::new(KeyspaceIndex::new(self.limits))))
+        // Here and not when a slot is released: sources come and go without their keyspaces doing so.
+        keyspaces.retain(|_, index| !index.slots.close_if_unused());
+        let create = || Arc::new(KeyspaceIndex::new(self.limits, self.account.clone()));
+        Arc::clone(keyspaces.get_or_insert_with(keyspace.clone(), create))
+    }
+
+    /// A fresh slot of `keyspace` for a new generation of a source; none while all slots are taken.
+    pub fn acquire(&self, keyspace: &Keyspace, holder: Holder) -> Option<SlotWriter> {
+        loop {
+            let index = self.keyspace(keyspace);
+            match index.slots.acquire(holder) {
+                Acquired::Slot(slot) => return Some(SlotWriter::new(index, slot, holder)),
+                Acquired::Full => return None,
+                // Dropped since it was looked up. It may still be in the map for a moment.
+                Acquired::Closed => std::thread::yield_now(),
+            }
+        }
     }
 
     /// The keyspaces of `model` in which a request can be credited at all: those that some source uses now.
@@ -178,6 +208,16 @@ impl PrefixIndex {
             .filter(|(keyspace, index)| &*keyspace.model == model && index.slots.n_live() > 0)
             .map(|(keyspace, index)| (keyspace.clone(), Arc::clone(index)))
             .collect()
+    }
+
+    /// Bytes that are counted as taken, over all keyspaces.
+    pub fn n_bytes(&self) -> usize {
+        self.account.taken()
+    }
+
+    /// Number of keyspaces.
+    pub fn n_keyspaces(&self) -> usize {
+        self.keyspaces.len()
     }
 
     /// Number of distinct blocks over all keyspaces.
@@ -193,19 +233,24 @@ pub struct KeyspaceIndex {
     blocks: papaya::HashMap<BlockHash, Holders, SeededFold>,
     slots: SlotTable,
     limits: IndexLimits,
+    account: Account,
 }
 
 impl KeyspaceIndex {
-    fn new(limits: IndexLimits) -> Self {
-        Self { blocks: blocking_map(SeededFold::random()), slots: SlotTable::new(limits.slots), limits }
+    fn new(limits: IndexLimits, account: Account) -> Self {
+        Self { blocks: blocking_map(SeededFold::random()), slots: SlotTable::new(limits.slots), limits, account }
     }
 
-    /// A fresh slot for a new generation of a source of `endpoint`; none while all slots are taken.
-    pub fn acquire(self: &Arc<Self>, endpoint: EndpointId) -> Option<SlotWriter> {
-        self.slots.acquire(endpoint).map(|slot| SlotWriter::new(Arc::clone(self), slot, endpoint))
+    /// A fresh slot for a new generation of a source; none while all slots are taken, or when the keyspace was dropped
+    /// because nobody used it ([`PrefixIndex::acquire`] sees to that).
+    pub fn acquire(self: &Arc<Self>, holder: Holder) -> Option<SlotWriter> {
+        match self.slots.acquire(holder) {
+            Acquired::Slot(slot) => Some(SlotWriter::new(Arc::clone(self), slot, holder)),
+            Acquired::Full | Acquired::Closed => None,
+        }
     }
 
-    /// Finds for each endpoint how many of `hashes`, from the first on, it holds without a hole.
+    /// Finds for each rank of each endpoint how many of `hashes`, from the first on, it holds without a hole.
     ///
     /// `hashes` is one chain. Slots whose hashes of the kinds `required` are not all proved get no credit.
     pub fn overlaps(&self, hashes: &[BlockHash], required: KeyKinds, out: &mut Overlaps) {

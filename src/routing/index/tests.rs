@@ -6,15 +6,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::routing::endpoint::EndpointId;
 
 fn index(limits: IndexLimits) -> Arc<KeyspaceIndex> {
-    Arc::new(KeyspaceIndex::new(limits))
+    Arc::new(KeyspaceIndex::new(limits, Account::new(limits.bytes)))
+}
+
+fn holder(endpoint: u32, rank: u32, tier: Tier) -> Holder {
+    Holder { endpoint: EndpointId(endpoint), rank, tier }
+}
+
+fn held_by(index: &Arc<KeyspaceIndex>, holder: Holder) -> SlotWriter {
+    let mut writer = index.acquire(holder).unwrap();
+    writer.prove(KeyKinds::PLAIN);
+    writer
 }
 
 fn proved(index: &Arc<KeyspaceIndex>, endpoint: u32) -> SlotWriter {
-    let mut writer = index.acquire(EndpointId(endpoint)).unwrap();
-    writer.prove(KeyKinds::PLAIN);
-    writer
+    held_by(index, holder(endpoint, 0, Tier::Gpu))
 }
 
 fn chain(hashes: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
@@ -24,7 +33,14 @@ fn chain(hashes: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
 fn lookup(index: &KeyspaceIndex, hashes: &[BlockHash]) -> Vec<(u32, u32)> {
     let mut overlaps = Overlaps::default();
     index.overlaps(hashes, KeyKinds::PLAIN, &mut overlaps);
-    overlaps.by_endpoint().map(|(endpoint, n_blocks)| (endpoint.0, n_blocks)).collect()
+    overlaps.matches().map(|found| (found.endpoint.0, found.n_blocks)).collect()
+}
+
+/// Endpoint, rank, blocks on the GPU, further blocks.
+fn lookup_all(index: &KeyspaceIndex, hashes: &[BlockHash]) -> Vec<(u32, u32, u32, u32)> {
+    let mut overlaps = Overlaps::default();
+    index.overlaps(hashes, KeyKinds::PLAIN, &mut overlaps);
+    overlaps.matches().map(|found| (found.endpoint.0, found.rank, found.n_blocks, found.n_offloaded)).collect()
 }
 
 #[test]
@@ -49,12 +65,29 @@ fn block_without_its_parent_counts_once_the_parent_comes() {
 }
 
 #[test]
-fn longest_of_an_endpoints_ranks_counts() {
+fn each_rank_of_an_endpoint_has_its_own_run() {
     let index = index(IndexLimits::default());
-    let (mut rank_0, mut rank_1) = (proved(&index, 7), proved(&index, 7));
+    let (mut rank_0, mut rank_1) = (held_by(&index, holder(7, 0, Tier::Gpu)), held_by(&index, holder(7, 1, Tier::Gpu)));
     rank_0.store(&chain(0..3));
     rank_1.store(&chain(0..5));
-    assert_eq!(lookup(&index, &chain(0..9)), [(7, 5)]);
+    assert_eq!(lookup(&index, &chain(0..9)), [(7, 3), (7, 5)]);
+    let mut overlaps = Overlaps::default();
+    index.overlaps(&chain(0..9), KeyKinds::PLAIN, &mut overlaps);
+    assert_eq!(overlaps.matched(EndpointId(7)), 5);
+}
+
+#[test]
+fn other_tiers_continue_the_run_of_the_gpu() {
+    let index = index(IndexLimits::default());
+    let mut tiers = Tier::ALL.map(|tier| held_by(&index, holder(1, 0, tier)));
+    tiers[0].store(&chain([0, 1, 4, 7]));
+    tiers[1].store(&chain([1, 2, 3]));
+    tiers[2].store(&chain([5, 9]));
+    let mut elsewhere = held_by(&index, holder(1, 1, Tier::Cpu));
+    elsewhere.store(&chain([0, 6]));
+    assert_eq!(lookup_all(&index, &chain(0..9)), [(1, 0, 2, 4), (1, 1, 0, 1)]);
+    drop(tiers);
+    assert_eq!(lookup_all(&index, &chain(0..9)), [(1, 1, 0, 1)]);
 }
 
 #[test]
@@ -82,10 +115,67 @@ fn copy_beyond_the_bound_is_refused_and_counts_too_low() {
 
 #[test]
 fn full_slot_refuses_new_blocks() {
-    let index = index(IndexLimits { blocks_per_slot: 3, ..IndexLimits::default() });
+    let index = index(IndexLimits { bytes_per_slot: 3 * BLOCK_BYTES, ..IndexLimits::default() });
     let mut writer = proved(&index, 1);
     assert_eq!(writer.store(&chain(0..5)), StoreOutcome { n_new: 3, n_refused: 2, ..StoreOutcome::default() });
     assert_eq!(lookup(&index, &chain(0..5)), [(1, 3)]);
+    writer.remove(BlockHash(0));
+    assert_eq!(writer.store(&chain([0])).n_new, 1, "what leaves makes room");
+}
+
+#[test]
+fn all_slots_together_have_one_limit() {
+    let index = index(IndexLimits { bytes: 3 * BLOCK_BYTES, ..IndexLimits::default() });
+    let (mut first, mut second) = (proved(&index, 1), proved(&index, 2));
+    assert_eq!(first.store(&chain(0..2)).n_refused, 0);
+    assert_eq!(second.store(&chain(0..2)), StoreOutcome { n_new: 1, n_refused: 1, ..StoreOutcome::default() });
+    first.retire();
+    assert_eq!(second.store(&chain(1..3)).n_new, 2);
+}
+
+#[test]
+fn blocks_that_are_known_get_no_copy_where_only_missing_ones_are_stored() {
+    let index = index(IndexLimits::default());
+    let mut writer = proved(&index, 1);
+    writer.store(&chain(0..2));
+    assert_eq!(writer.store_missing(&chain(0..3)), StoreOutcome { n_new: 1, ..StoreOutcome::default() });
+    assert!(writer.store_copies(BlockHash(9), 3));
+    assert_eq!([0, 2, 9, 5].map(|hash| writer.n_copies(BlockHash(hash))), [1, 1, 3, 0]);
+    assert_eq!((writer.take(BlockHash(9)), writer.take(BlockHash(9))), (3, 0));
+    assert!(!writer.holds(BlockHash(9)));
+}
+
+#[test]
+fn digest_is_that_of_the_set_whatever_its_history() {
+    let index = index(IndexLimits::default());
+    let (mut first, mut second) = (proved(&index, 1), proved(&index, 2));
+    first.store(&chain([1, 2, 3, 2]));
+    second.store(&chain([9, 3]));
+    second.clear();
+    second.store(&chain([5, 3, 2, 1]));
+    assert_ne!(first.digest(), second.digest());
+    second.remove(BlockHash(5));
+    assert_eq!(first.digest(), second.digest());
+    assert_eq!(first.digest().n_blocks, 3);
+    assert_ne!(first.digest(), ContentDigest::default());
+}
+
+#[test]
+fn keyspace_that_nobody_uses_is_dropped_when_another_is_made() {
+    let index = PrefixIndex::new(IndexLimits::default());
+    let keyspace = |n_tokens| Keyspace {
+        model: "m".into(),
+        block_size: BlockSize::new(n_tokens).unwrap(),
+        kind: KeyspaceKind::Own,
+    };
+    let used = index.acquire(&keyspace(1), holder(1, 0, Tier::Gpu)).unwrap();
+    for n_tokens in 2..100 {
+        drop(index.acquire(&keyspace(n_tokens), holder(2, 0, Tier::Gpu)).unwrap());
+    }
+    assert!(index.n_keyspaces() <= 3, "{}", index.n_keyspaces());
+    assert_eq!(index.keyspaces_of("m").len(), 1);
+    assert!(index.acquire(&keyspace(2), holder(2, 0, Tier::Gpu)).is_some(), "and made again");
+    drop(used);
 }
 
 #[test]
@@ -93,10 +183,10 @@ fn slots_are_capped_and_reused_after_retirement_without_their_past() {
     let index = index(IndexLimits { slots: 1, ..IndexLimits::default() });
     let mut writer = proved(&index, 1);
     writer.store(&chain(0..5));
-    assert!(index.acquire(EndpointId(2)).is_none());
+    assert!(index.acquire(holder(2, 0, Tier::Gpu)).is_none());
     writer.retire();
     assert_eq!((lookup(&index, &chain(0..5)), index.n_blocks()), (vec![], 0));
-    let mut next = index.acquire(EndpointId(2)).unwrap();
+    let mut next = index.acquire(holder(2, 0, Tier::Gpu)).unwrap();
     next.store(&chain(0..2));
     assert_eq!(lookup(&index, &chain(0..5)), [], "nothing is proved of the new owner");
     next.prove(KeyKinds::PLAIN);
@@ -107,7 +197,7 @@ fn slots_are_capped_and_reused_after_retirement_without_their_past() {
 fn slot_is_credited_only_for_kinds_that_are_all_proved() {
     let index = index(IndexLimits::default());
     let adapter = KeyKinds::adapter(59).unwrap();
-    let mut writer = index.acquire(EndpointId(1)).unwrap();
+    let mut writer = index.acquire(holder(1, 0, Tier::Gpu)).unwrap();
     writer.store(&chain(0..2));
     writer.prove(KeyKinds::SALT | adapter);
     let matched = |required| {
@@ -144,7 +234,7 @@ enum Op {
     Clear { source: usize },
 }
 
-const N_SOURCES: usize = 4;
+const N_SOURCES: usize = 6;
 const N_HASHES: u64 = 12;
 
 fn op() -> impl Strategy<Value = Op> {
@@ -159,26 +249,38 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Sources 0 and 1 are ranks of one endpoint.
-fn endpoint_of(source: usize) -> u32 {
-    [10, 10, 11, 12][source]
+/// Sources 0 and 1 are ranks of one endpoint, 2 to 4 the tiers of another.
+fn holder_of(source: usize) -> Holder {
+    let (endpoint, rank, tier) = [
+        (10, 0, Tier::Gpu),
+        (10, 1, Tier::Gpu),
+        (11, 0, Tier::Gpu),
+        (11, 0, Tier::Cpu),
+        (11, 0, Tier::Storage),
+        (12, 0, Tier::Cpu),
+    ][source];
+    holder(endpoint, rank, tier)
 }
 
 fn stored(first: u64, n_blocks: u64) -> Vec<u64> {
     (first..(first + n_blocks).min(N_HASHES)).collect()
 }
 
-fn naive_lookup(model: &[Option<HashMap<u64, u32>>], hashes: &[u64]) -> Vec<(u32, u32)> {
-    let mut best = std::collections::BTreeMap::<u32, u32>::new();
-    for (source, blocks) in model.iter().enumerate() {
-        let Some(blocks) = blocks else { continue };
-        let n_blocks = hashes.iter().take_while(|hash| blocks.contains_key(hash)).count() as u32;
-        if n_blocks > 0 {
-            let longest = best.entry(endpoint_of(source)).or_default();
-            *longest = n_blocks.max(*longest);
-        }
-    }
-    best.into_iter().collect()
+fn naive_lookup(model: &[Option<HashMap<u64, u32>>], hashes: &[u64]) -> Vec<(u32, u32, u32, u32)> {
+    let ranks = [(10, 0), (10, 1), (11, 0), (12, 0)];
+    let runs = ranks.into_iter().map(|(endpoint, rank)| {
+        let run = |is_counted: &dyn Fn(Tier) -> bool| {
+            let holds = |source: usize, hash: &u64| {
+                let place = holder_of(source);
+                let is_its = (place.endpoint.0, place.rank) == (endpoint, rank) && is_counted(place.tier);
+                is_its && model[source].as_ref().is_some_and(|blocks| blocks.contains_key(hash))
+            };
+            hashes.iter().take_while(|hash| (0..N_SOURCES).any(|source| holds(source, hash))).count() as u32
+        };
+        let (gpu, any) = (run(&|tier| tier == Tier::Gpu), run(&|_| true));
+        (endpoint, rank, gpu, any - gpu)
+    });
+    runs.filter(|(_, _, gpu, offloaded)| gpu + offloaded > 0).collect()
 }
 
 fn naive_apply(model: &mut [Option<HashMap<u64, u32>>], op: &Op) {
@@ -206,7 +308,7 @@ fn naive_apply(model: &mut [Option<HashMap<u64, u32>>], op: &Op) {
 
 fn apply(index: &Arc<KeyspaceIndex>, writers: &mut [Option<SlotWriter>], op: &Op) {
     match *op {
-        Op::Acquire { source } => writers[source] = Some(proved(index, endpoint_of(source))),
+        Op::Acquire { source } => writers[source] = Some(held_by(index, holder_of(source))),
         Op::Retire { source } => writers[source] = None,
         Op::Store { source, first, n_blocks } => {
             writers[source].as_mut().map(|writer| writer.store(&chain(stored(first, n_blocks))));
@@ -234,7 +336,7 @@ proptest! {
             apply(&index, &mut writers, op);
             naive_apply(&mut model, op);
             prop_assert_eq!(
-                lookup(&index, &chain(hashes.iter().copied())),
+                lookup_all(&index, &chain(hashes.iter().copied())),
                 naive_lookup(&model, &hashes),
                 "after {:?}", op
             );
@@ -262,9 +364,9 @@ fn readers_never_credit_a_slots_former_owner() {
                 let mut overlaps = Overlaps::default();
                 while !done.load(Ordering::Relaxed) {
                     index.overlaps(&chain_of(1 + reader), KeyKinds::PLAIN, &mut overlaps);
-                    for (endpoint, n_blocks) in overlaps.by_endpoint() {
-                        assert_eq!(endpoint, EndpointId(1 + reader));
-                        assert!(u64::from(n_blocks) <= N_BLOCKS);
+                    for found in overlaps.matches() {
+                        assert_eq!(found.endpoint, EndpointId(1 + reader));
+                        assert!(u64::from(found.n_blocks) <= N_BLOCKS);
                     }
                 }
             });

@@ -1,0 +1,180 @@
+//! What runs on an event thread.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error};
+
+use super::Source;
+use super::backoff::{Backoff, REVIVE};
+use super::subscription::{Shared, Subscription};
+use crate::events::stats::SourceStats;
+use crate::routing::endpoint::EndpointId;
+
+/// A context has 1,023 sockets (libzmq's default, which the `zmq` crate cannot raise), and a source has up to four.
+const SOURCES_PER_CONTEXT: usize = 200;
+/// Longest wait, hence the delay of commands and timers.
+const POLL_MS: i64 = 20;
+/// Time between two ticks of a source.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What a thread is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Follow a source.
+    Add(Box<Source>, Arc<SourceStats>),
+    /// Forget an endpoint, or one rank of it.
+    Remove(EndpointId, Option<u32>),
+    /// The engine has dropped its cache.
+    Cleared(EndpointId),
+    /// The engine may be another process now.
+    Suspect(EndpointId),
+    /// End.
+    Stop,
+}
+
+/// See the module.
+pub(super) struct Worker {
+    shared: Shared,
+    commands: Receiver<Command>,
+    started: Instant,
+    last_tick: Duration,
+    /// Each with room for [`SOURCES_PER_CONTEXT`] sources.
+    contexts: Vec<zmq::Context>,
+    followed: Vec<Followed>,
+}
+
+struct Followed {
+    source: Source,
+    stats: Arc<SourceStats>,
+    life: Life,
+    /// Pauses between lives.
+    backoff: Backoff,
+    /// Position in [`Worker::contexts`].
+    context_idx: usize,
+}
+
+enum Life {
+    Running(Box<Subscription>),
+    /// Its code panicked.
+    Failed {
+        revive_at: Duration,
+    },
+}
+
+impl Worker {
+    pub(super) fn new(shared: Shared, commands: Receiver<Command>) -> Self {
+        Self {
+            shared,
+            commands,
+            started: Instant::now(),
+            last_tick: Duration::ZERO,
+            contexts: Vec::new(),
+            followed: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        while self.obey_commands() {
+            let readable = self.wait();
+            self.take_turns(&readable);
+        }
+    }
+
+    /// Says whether to go on.
+    fn obey_commands(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Add(source, stats)) => self.follow(*source, stats),
+                Ok(Command::Remove(endpoint, rank)) => self.followed.retain(|followed| {
+                    followed.source.endpoint != endpoint || rank.is_some_and(|rank| followed.source.rank != rank)
+                }),
+                Ok(Command::Cleared(endpoint)) => self.each_of(endpoint, |subscription, _| subscription.cleared()),
+                Ok(Command::Suspect(endpoint)) => self.each_of(endpoint, Subscription::suspect),
+                Err(TryRecvError::Empty) => return true,
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn each_of(&mut self, endpoint: EndpointId, act: impl Fn(&mut Subscription, Duration)) {
+        let now = self.started.elapsed();
+        let of_endpoint = self.followed.iter_mut().filter(|followed| followed.source.endpoint == endpoint);
+        of_endpoint.for_each(|followed| followed.guarded(now, |subscription| act(subscription, now)));
+    }
+
+    fn follow(&mut self, source: Source, stats: Arc<SourceStats>) {
+        let n_in = |context_idx| self.followed.iter().filter(|followed| followed.context_idx == context_idx).count();
+        let with_room = (0..self.contexts.len()).find(|context_idx| n_in(*context_idx) < SOURCES_PER_CONTEXT);
+        let context_idx = with_room.unwrap_or_else(|| {
+            self.contexts.push(zmq::Context::new());
+            self.contexts.len() - 1
+        });
+        let context = self.contexts[context_idx].clone();
+        let subscription = Subscription::new(context, source.clone(), self.shared.clone(), stats.clone());
+        let life = Life::Running(Box::new(subscription));
+        self.followed.push(Followed { source, stats, life, backoff: Backoff::new(REVIVE), context_idx });
+    }
+
+    fn take_turns(&mut self, readable: &[bool]) {
+        let now = self.started.elapsed();
+        let is_tick = now >= self.last_tick + TICK;
+        if is_tick {
+            self.last_tick = now;
+        }
+        for (followed, is_readable) in self.followed.iter_mut().zip(readable) {
+            if *is_readable {
+                followed.guarded(now, |subscription| subscription.read(now));
+            }
+            if is_tick {
+                followed.revive(now, &self.contexts, &self.shared);
+                followed.guarded(now, |subscription| subscription.tick(now));
+            }
+        }
+    }
+
+    /// Waits until there is something to read; says for each source whether it has something.
+    fn wait(&self) -> Vec<bool> {
+        let mut items = Vec::with_capacity(self.followed.len() * 3);
+        let mut ends = Vec::with_capacity(self.followed.len());
+        for followed in &self.followed {
+            if let Life::Running(subscription) = &followed.life {
+                items.extend(subscription.sockets().map(|socket| socket.as_poll_item(zmq::POLLIN)));
+            }
+            ends.push(items.len());
+        }
+        if let Err(error) = zmq::poll(&mut items, POLL_MS) {
+            // A signal, or no memory: without a pause this would spin.
+            debug!(%error, "waiting for KV events was interrupted");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        starts.zip(&ends).map(|(start, end)| items[start..*end].iter().any(zmq::PollItem::is_readable)).collect()
+    }
+}
+
+impl Followed {
+    /// Lets a running source act. The state of one that panicked is not looked at again: dropping it retires its slots.
+    fn guarded(&mut self, now: Duration, act: impl FnOnce(&mut Subscription)) {
+        let Life::Running(subscription) = &mut self.life else { return };
+        if catch_unwind(AssertUnwindSafe(|| act(subscription))).is_err() {
+            let pause = self.backoff.pause(&mut fastrand::Rng::new());
+            self.life = Life::Failed { revive_at: now + pause };
+            self.stats.fail();
+            let Source { address, rank, .. } = &self.source;
+            error!(endpoint = %address, rank, ?pause, "KV event source panicked and is started again after a pause");
+        }
+    }
+
+    fn revive(&mut self, now: Duration, contexts: &[zmq::Context], shared: &Shared) {
+        if let Life::Failed { revive_at } = self.life
+            && now >= revive_at
+        {
+            let context = contexts[self.context_idx].clone();
+            let subscription = Subscription::new(context, self.source.clone(), shared.clone(), self.stats.clone());
+            self.life = Life::Running(Box::new(subscription));
+        }
+    }
+}
