@@ -19,6 +19,7 @@ pub mod events;
 pub mod extproc;
 pub mod request;
 pub mod routing;
+pub mod snapshots;
 pub mod supervisor;
 pub mod telemetry;
 pub mod tokenizer;

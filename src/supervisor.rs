@@ -25,10 +25,13 @@ use crate::events::stats::SourceStatus;
 use crate::extproc::decide::{Pool, Pools, Router};
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
+use crate::snapshots::Snapshots;
 use crate::telemetry::metrics::{EndpointRow, Metrics, SourceRow};
 use crate::tokenizer::remote::RemoteTokenizer;
-use crate::{extproc, telemetry};
+use crate::{extproc, snapshots, telemetry};
 
+/// Longest that the background work may take to end; snapshots at exit take 2 s at most.
+const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
 /// Longest that the event threads may take to end.
 const EVENTS_GRACE: Duration = Duration::from_secs(2);
 
@@ -49,6 +52,9 @@ pub enum Error {
     /// Logs or traces cannot be set up.
     #[error("cannot set up telemetry")]
     Telemetry(#[from] telemetry::Error),
+    /// The exchange of snapshots cannot be set up.
+    #[error("cannot set up the snapshots of event sources")]
+    Snapshots(#[from] snapshots::Error),
     /// The HTTP client of the tokenizer cannot be built.
     #[error("cannot build the tokenizer's HTTP client")]
     Tokenizer(#[source] reqwest::Error),
@@ -89,6 +95,7 @@ async fn serve(config: &Config) -> Result<(), Error> {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         ended = running.tasks.first_to_end() => Err(ended),
+        ended = running.background.first_to_end() => Err(ended),
         ended = running.admin.first_to_end() => Err(ended),
     };
     running.stop(config.shutdown.grace.0).await;
@@ -100,9 +107,12 @@ struct Running {
     readiness: Readiness,
     /// Stops the servers of the data path.
     shutdown: CancellationToken,
+    /// Stops the background work: what it writes at its end contains the last requests' events.
+    shutdown_background: CancellationToken,
     /// Stops the admin port, last: until then it says that we are draining.
     shutdown_admin: CancellationToken,
     tasks: Tasks,
+    background: Tasks,
     admin: Tasks,
     events: Arc<EventPlane>,
     /// Discovery's ends of the pools' channels: a static list never changes, but a closed channel would say so.
@@ -121,20 +131,37 @@ impl Running {
         let readiness = Readiness::default();
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
         let events = Arc::new(EventPlane::start_observed(&index, lag_observer(&metrics)));
+        let snapshots = Snapshots::load(snapshots_config(&config.events), events.clone(), metrics.clone()).await;
         let built = build_pools(config, &metrics, &events)?;
         observe(&metrics, &events, &built.endpoints);
         readiness.set(Condition::DiscoverySynced, true);
 
-        let (shutdown, shutdown_admin) = (CancellationToken::new(), CancellationToken::new());
-        let (mut tasks, mut admin) = (Tasks::default(), Tasks::default());
+        let [shutdown, shutdown_background, shutdown_admin] = std::array::from_fn(|_| CancellationToken::new());
+        let [mut tasks, mut background, mut admin] = std::array::from_fn(|_| Tasks::default());
         let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone() };
-        admin.spawn("admin", crate::admin::run(admin_listener, state, shutdown_admin.clone()));
+        admin.spawn("admin", crate::admin::run(admin_listener, state, snapshots.routes(), shutdown_admin.clone()));
+        if let Some(writer) = snapshots.writer() {
+            background.spawn("snapshots", writer.run(shutdown_background.clone()));
+        }
+        if let Some(siblings) = snapshots.siblings()? {
+            background.spawn("siblings", siblings.run(shutdown_background.clone()));
+        }
         let router = Arc::new(Router::new(built.pools, index, metrics));
         let extproc_config =
             extproc::Config { selection_header: config.selection.header.clone(), body_bytes: config.limits.body_bytes };
         tasks.spawn("extproc", extproc::run(extproc_listener, extproc_config, router, shutdown.clone()));
         readiness.set(Condition::Serving, true);
-        Ok(Self { readiness, shutdown, shutdown_admin, tasks, admin, events, _endpoint_sets: built.senders })
+        Ok(Self {
+            readiness,
+            shutdown,
+            shutdown_background,
+            shutdown_admin,
+            tasks,
+            background,
+            admin,
+            events,
+            _endpoint_sets: built.senders,
+        })
     }
 
     async fn stop(mut self, grace: Duration) {
@@ -144,6 +171,11 @@ impl Running {
         if tokio::time::timeout(grace, self.tasks.join_all()).await.is_err() {
             warn!(?grace, "streams were still open when the grace period ended");
             self.tasks.abort_all();
+        }
+        self.shutdown_background.cancel();
+        if tokio::time::timeout(BACKGROUND_GRACE, self.background.join_all()).await.is_err() {
+            warn!("the background work did not end within {BACKGROUND_GRACE:?}");
+            self.background.abort_all();
         }
         if !stop_events(self.events.clone()).await {
             warn!("the event threads did not end within {EVENTS_GRACE:?}");
@@ -165,6 +197,14 @@ async fn stop_events(events: Arc<EventPlane>) -> bool {
     };
     let thread = std::thread::Builder::new().name("warmroute-stop".to_owned()).spawn(stop);
     thread.is_ok() && tokio::time::timeout(EVENTS_GRACE, has_ended).await.is_ok()
+}
+
+fn snapshots_config(config: &config::Events) -> snapshots::Config {
+    snapshots::Config {
+        dir: config.snapshots.dir.clone(),
+        interval: config.snapshots.interval.0,
+        siblings: config.siblings.clone(),
+    }
 }
 
 struct BuiltPools {

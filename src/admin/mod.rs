@@ -6,6 +6,8 @@
 //! | `/livez` | 200 while the process serves; depends on nothing else, so that no outage restarts us |
 //! | `/readyz` | 200 when ready, else 503 and one line per reason, from [`health::Readiness`] |
 //!
+//! Other modules' routes are added by the caller, and are under the same limits.
+//!
 //! HTTP/1 only, and each connection has limits on its headers, its number and its life: the port is open to the
 //! cluster, and whoever holds connections must not keep the kubelet's probes out.
 
@@ -51,9 +53,14 @@ pub struct AdminState {
     pub readiness: Readiness,
 }
 
-/// Serves the port until `shutdown`, then lets answers under way finish for a second.
-pub async fn run(listener: TcpListener, state: AdminState, shutdown: CancellationToken) -> Result<(), Infallible> {
-    serve(listener, routes(state), LIMITS, shutdown).await;
+/// Serves the port until `shutdown`, then lets answers under way finish for a second. `others` are further routes.
+pub async fn run(
+    listener: TcpListener,
+    state: AdminState,
+    others: Router,
+    shutdown: CancellationToken,
+) -> Result<(), Infallible> {
+    serve(listener, routes(state).merge(others), LIMITS, shutdown).await;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use reader::{Node, Source};
 pub use values::{Human, TokenizerKind, ZmqEndpoint};
 
 use crate::routing::hash::{BlockHasher, HashAlgorithm};
+use crate::snapshots::Sibling;
 use crate::telemetry::LogFormat;
 
 /// Adapters per model: each has a bit in the index's set of proved kinds of keys.
@@ -37,6 +39,8 @@ pub struct Config {
     pub log: Log,
     /// Traces.
     pub trace: Trace,
+    /// What is known of the engines' KV events.
+    pub events: Events,
     /// Stopping.
     pub shutdown: Shutdown,
     /// One pool of endpoints for each model.
@@ -83,6 +87,25 @@ pub struct Trace {
     pub otlp_endpoint: Option<String>,
     /// Share of the requests without a sampled parent that are traced, 0 to 1, default 1.
     pub sample_ratio: f64,
+}
+
+/// `events`: what is known of the engines' KV events, beyond a life of ours.
+#[derive(Clone, Debug, Serialize)]
+pub struct Events {
+    /// Snapshots on disk.
+    pub snapshots: EventSnapshots,
+    /// Admin ports of the other replicas, such as `http://warmroute-headless:9090`. A name may have many addresses, ours
+    /// among them.
+    pub siblings: Vec<Sibling>,
+}
+
+/// `events.snapshots`: what a restart finds on disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct EventSnapshots {
+    /// Directory of the files; null: none are written.
+    pub dir: Option<PathBuf>,
+    /// Time in which every source is written once, default 60s.
+    pub interval: Human,
 }
 
 /// `shutdown`: what SIGTERM does.
@@ -205,8 +228,8 @@ impl Config {
 
 /// None only together with a fault.
 fn read_config(root: &Node<'_>) -> Option<Config> {
-    let [listen, selection, limits, log, trace, shutdown, models] =
-        root.fields(["listen", "selection", "limits", "log", "trace", "shutdown", "models"]);
+    let [listen, selection, limits, log, trace, events, shutdown, models] =
+        root.fields(["listen", "selection", "limits", "log", "trace", "events", "shutdown", "models"]);
     let nodes = models.items();
     if nodes.is_empty() {
         models.fault("nothing", "a list of at least one model");
@@ -219,6 +242,7 @@ fn read_config(root: &Node<'_>) -> Option<Config> {
         limits: read_limits(&limits),
         log: read_log(&log),
         trace: read_trace(&trace),
+        events: read_events(&events)?,
         shutdown: read_shutdown(&shutdown),
         models: parsed.into_iter().collect::<Option<_>>()?,
     })
@@ -278,6 +302,28 @@ fn read_trace(node: &Node<'_>) -> Trace {
         otlp_endpoint.fault(format!("{url:?}"), ENDPOINT);
     }
     Trace { otlp_endpoint: endpoint, sample_ratio: ratio }
+}
+
+fn read_events(node: &Node<'_>) -> Option<Events> {
+    const SIBLING: &str = "a URL such as http://warmroute-headless:9090, without a path";
+    let [snapshots, siblings] = node.fields(["snapshots", "siblings"]);
+    let snapshots = read_event_snapshots(&snapshots);
+    Some(Events { snapshots, siblings: each(&siblings.items(), |sibling| sibling.required(SIBLING))? })
+}
+
+fn read_event_snapshots(node: &Node<'_>) -> EventSnapshots {
+    const DIR: &str = "the path of a directory, or null for no snapshots";
+    const INTERVAL: &str = "a duration from 1s to 1h, such as 60s";
+    let [dir, interval] = node.fields(["dir", "interval"]);
+    let path = dir.string(DIR);
+    if path.as_ref().is_some_and(String::is_empty) {
+        dir.fault("nothing", DIR);
+    }
+    let period = interval.or(Human(Duration::from_secs(60)), INTERVAL);
+    if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&period.0) {
+        interval.fault(format!("{period}"), INTERVAL);
+    }
+    EventSnapshots { dir: path.map(PathBuf::from), interval: period }
 }
 
 fn read_shutdown(node: &Node<'_>) -> Shutdown {
@@ -397,6 +443,7 @@ mod tests {
     const FULL: &str = "
 listen: {extproc: 127.0.0.1:9002, admin: 127.0.0.1:9090}
 selection: {header: x-gateway-destination-endpoint}
+events: {snapshots: {dir: /var/lib/warmroute, interval: 30s}, siblings: ['http://warmroute-headless:9090']}
 models:
   - name: tiny
     aliases: [small]
@@ -511,11 +558,13 @@ models:
             ("trace: {sample_ratio: 2}", "trace.sample_ratio"),
             ("log: {filter: 'a=b=c'}", "log.filter"),
             ("limits: {body_bytes: 1}", "limits.body_bytes"),
+            ("events: {siblings: ['https://h:1']}", "events.siblings[0]"),
+            ("events: {snapshots: {dir: ''}}", "events.snapshots.dir"),
+            ("events: {snapshots: {dir: /d, interval: 5ms}}", "events.snapshots.interval"),
         ] {
-            let found = faults(
-                &format!("{setting}\n{FULL}").replace("selection: {header: x-gateway-destination-endpoint}\n", ""),
-                &[],
-            );
+            let (key, _) = setting.split_once(' ').expect("a setting has a key");
+            let others: Vec<&str> = FULL.lines().filter(|line| !line.starts_with(key)).collect();
+            let found = faults(&format!("{setting}\n{}", others.join("\n")), &[]);
             assert!(found.len() == 1 && found[0].starts_with(&format!("{path}: ")), "{setting}: {found:?}");
         }
         for address in ["0.0.0.0:8000", "127.0.0.1:0", "localhost:8000"] {

@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod continuity;
+pub mod snapshot;
 pub mod socket;
 pub mod stats;
 pub mod wire;

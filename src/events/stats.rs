@@ -1,12 +1,12 @@
 //! What is shown of a source: counters that its thread writes and a scrape reads.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::continuity::{Phase, SeqNo};
 use crate::routing::endpoint::EndpointId;
-use crate::routing::index::KeyKinds;
+use crate::routing::index::{ContentDigest, KeyKinds};
 
 /// State of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,8 @@ pub struct SourceStatus {
     pub disproved: KeyKinds,
     /// Number of the last batch applied.
     pub last_seq: Option<SeqNo>,
+    /// What the index holds for it after that batch; the same in every router that knows the whole cache.
+    pub digest: ContentDigest,
     /// Blocks that the index holds for it.
     pub n_blocks: u64,
     /// Generations started.
@@ -110,6 +112,8 @@ pub struct SourceStatus {
     pub n_quarantines: u64,
     /// Panics of its code.
     pub n_panics: u64,
+    /// Snapshots that it went on from.
+    pub n_restored: u64,
 }
 
 /// The counters behind [`SourceStatus`]. Each is written by the source's thread alone; none guards other memory, so all
@@ -119,8 +123,8 @@ pub(super) struct SourceStats {
     state: AtomicU8,
     proved: AtomicU64,
     disproved: AtomicU64,
-    /// Number after the last batch applied; 0: none.
-    next_seq: AtomicU64,
+    /// One value, so that number and digest are of the same moment: locked for as long as it takes to copy.
+    content: Mutex<Content>,
     n_blocks: AtomicU64,
     pub(super) n_generations: Counter,
     pub(super) n_batches: Counter,
@@ -134,10 +138,19 @@ pub(super) struct SourceStats {
     pub(super) n_refused: Counter,
     pub(super) n_quarantines: Counter,
     pub(super) n_panics: Counter,
+    pub(super) n_restored: Counter,
     /// Blocks parked because their chain is not known back to its root.
     pub(super) n_orphans: Counter,
     /// Those of them that found no room: they are not credited in the keyspace Own.
     pub(super) n_orphans_dropped: Counter,
+}
+
+/// What a source holds after which batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Content {
+    /// The last batch applied.
+    pub(super) seq: Option<SeqNo>,
+    pub(super) digest: ContentDigest,
 }
 
 /// A count that only grows.
@@ -184,12 +197,12 @@ impl SourceStats {
         KeyKinds::from_bits(self.disproved.load(Ordering::Relaxed))
     }
 
-    pub(super) fn set_last_seq(&self, seq: Option<SeqNo>) {
-        self.next_seq.store(seq.map_or(0, |seq| seq.0.saturating_add(1)), Ordering::Relaxed);
+    pub(super) fn set_content(&self, content: Content) {
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = content;
     }
 
-    pub(super) fn last_seq(&self) -> Option<SeqNo> {
-        self.next_seq.load(Ordering::Relaxed).checked_sub(1).map(SeqNo)
+    pub(super) fn content(&self) -> Content {
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_n_blocks(&self, n_blocks: usize) {

@@ -63,6 +63,9 @@ pub struct Metrics {
     picks_not_served: Family<NotServedLabels, Counter>,
     endpoint_avoided: Family<ModelLabels, Counter>,
     endpoints: Family<ModelLabels, Gauge>,
+    snapshots: Family<SnapshotLabels, Counter>,
+    snapshot_failures: Family<SnapshotLabels, Counter>,
+    snapshot_bytes: Family<SnapshotLabels, Counter>,
     endpoint_rows: Arc<Rows<EndpointRow>>,
     source_rows: Arc<Rows<SourceRow>>,
 }
@@ -89,6 +92,19 @@ pub enum NotServedCause {
     Retried,
     /// Envoy went elsewhere at once: our endpoints and its cluster differ.
     OtherEndpoint,
+}
+
+/// What happens to snapshots of event sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SnapshotStep {
+    /// Written to disk.
+    Write,
+    /// Loaded from disk, and offered to its source.
+    Load,
+    /// Fetched from a sibling, and offered to its source.
+    Fetch,
+    /// Given to a sibling.
+    Serve,
 }
 
 /// One endpoint at the time of a scrape.
@@ -198,6 +214,17 @@ impl Metrics {
             picks_not_served: add(r, "picks_not_served", "Picks that did not serve at the first attempt"),
             endpoint_avoided: add(r, "endpoint_avoided", "Times an endpoint began to be avoided"),
             endpoints: add(r, "endpoints", "Endpoints that discovery currently lists"),
+            snapshots: add(
+                r,
+                "snapshots",
+                "Snapshots of event sources written, served, or loaded or fetched and offered",
+            ),
+            snapshot_failures: add(
+                r,
+                "snapshot_failures",
+                "Snapshots of event sources that could not be used, by step",
+            ),
+            snapshot_bytes: add(r, "snapshot_bytes", "Bytes of the snapshots of event sources, by step"),
             endpoint_rows,
             source_rows,
             registry,
@@ -301,6 +328,17 @@ impl Metrics {
         self.endpoints.get_or_create(&ModelLabels { model: Arc::clone(model) }).set(n_endpoints);
     }
 
+    /// Counts a step that a snapshot took, and its bytes.
+    pub fn count_snapshot(&self, step: SnapshotStep, n_bytes: u64) {
+        self.snapshots.get_or_create(&SnapshotLabels { step }).inc();
+        self.snapshot_bytes.get_or_create(&SnapshotLabels { step }).inc_by(n_bytes);
+    }
+
+    /// Counts a step that failed.
+    pub fn count_snapshot_failure(&self, step: SnapshotStep) {
+        self.snapshot_failures.get_or_create(&SnapshotLabels { step }).inc();
+    }
+
     /// Sets where the per-endpoint series are read from.
     ///
     /// # Panics
@@ -355,6 +393,24 @@ impl NotServedCause {
     }
 }
 
+impl SnapshotStep {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Load => "load",
+            Self::Fetch => "fetch",
+            Self::Serve => "serve",
+        }
+    }
+}
+
+impl EncodeLabelValue for SnapshotStep {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.as_str().encode(encoder)
+    }
+}
+
 impl EncodeLabelValue for Stage {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         self.as_str().encode(encoder)
@@ -381,6 +437,11 @@ struct ReasonLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StageLabels {
     stage: Stage,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SnapshotLabels {
+    step: SnapshotStep,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -646,6 +707,8 @@ mod tests {
         metrics.count_pick_not_served(&model(), NotServedCause::OtherEndpoint);
         metrics.count_endpoint_avoided(&model());
         metrics.set_endpoints(&model(), 3);
+        metrics.count_snapshot(SnapshotStep::Write, 100);
+        metrics.count_snapshot_failure(SnapshotStep::Fetch);
 
         let text = metrics.encode();
         for line in [
@@ -660,6 +723,9 @@ mod tests {
             r#"warmroute_picks_not_served_total{model="llama",cause="other_endpoint"} 1"#,
             r#"warmroute_endpoint_avoided_total{model="llama"} 1"#,
             r#"warmroute_endpoints{model="llama"} 3"#,
+            r#"warmroute_snapshots_total{step="write"} 1"#,
+            r#"warmroute_snapshot_bytes_total{step="write"} 100"#,
+            r#"warmroute_snapshot_failures_total{step="fetch"} 1"#,
             concat!(r#"warmroute_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
             "# EOF",
         ] {

@@ -15,12 +15,13 @@ use crate::fake_publisher::{Behaviour, FakePublisher, ReplyForm, batch, removed,
 const DEADLINE: Duration = Duration::from_secs(30);
 const MODEL: &str = "tiny";
 const ENDPOINT: EndpointId = EndpointId(3);
+pub(crate) const ADDRESS: &str = "127.0.0.1:8000";
 const BLOCK: u32 = 4;
 
 /// The event plane with one source.
-struct Router {
+pub(crate) struct Router {
     index: Arc<PrefixIndex>,
-    plane: EventPlane,
+    pub(crate) plane: Arc<EventPlane>,
     hasher: Option<BlockHasher>,
 }
 
@@ -31,17 +32,15 @@ impl Router {
 
     fn with_source(publisher: &FakePublisher, settings: ModelSettings, replay: Option<String>) -> Self {
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
-        let plane = EventPlane::start(&index);
+        let plane = Arc::new(EventPlane::start(&index));
         let hasher = BlockHasher::new(settings.algorithm, settings.pythonhashseed.as_deref()).ok();
-        plane.add(Source {
-            endpoint: ENDPOINT,
-            address: "127.0.0.1:8000".parse().unwrap(),
-            events: publisher.events.clone(),
-            replay,
-            rank: 0,
-            model: Arc::new(settings),
-        });
+        plane.add(source_of(publisher, settings, replay));
         Self { index, plane, hasher }
+    }
+
+    /// A plane that follows [`source`] already, or will.
+    pub(crate) fn over(index: Arc<PrefixIndex>, plane: Arc<EventPlane>) -> Self {
+        Self { index, plane, hasher: Some(engine()) }
     }
 
     /// Blocks of the prompt that are credited.
@@ -56,11 +55,11 @@ impl Router {
         matched.max().unwrap_or(0)
     }
 
-    fn plain(&self, tokens: &[u32]) -> u32 {
+    pub(crate) fn plain(&self, tokens: &[u32]) -> u32 {
         self.matched(tokens, &Scope::default(), KeyKinds::PLAIN)
     }
 
-    fn status(&self) -> SourceStatus {
+    pub(crate) fn status(&self) -> SourceStatus {
         self.plane.status().remove(0)
     }
 
@@ -74,6 +73,22 @@ impl Router {
 
     fn wait_for_batches(&self, n_batches: u64) {
         self.wait_for("batches", |router| router.status().n_batches + router.status().n_decode_failures >= n_batches);
+    }
+}
+
+/// The only source of a publisher with the usual settings.
+pub(crate) fn source(publisher: &FakePublisher, replay: Option<String>) -> Source {
+    source_of(publisher, usual(), replay)
+}
+
+fn source_of(publisher: &FakePublisher, settings: ModelSettings, replay: Option<String>) -> Source {
+    Source {
+        endpoint: ENDPOINT,
+        address: ADDRESS.parse().unwrap(),
+        events: publisher.events.clone(),
+        replay,
+        rank: 0,
+        model: Arc::new(settings),
     }
 }
 
@@ -94,11 +109,11 @@ fn block_size() -> BlockSize {
 }
 
 /// Tokens of a prompt of its own for each number.
-fn prompt(number: u32, n_blocks: u32) -> Vec<u32> {
+pub(crate) fn prompt(number: u32, n_blocks: u32) -> Vec<u32> {
     (0..n_blocks * BLOCK).map(|position| number * 1000 + position).collect()
 }
 
-fn stored_prompt(number: u32, n_blocks: u32) -> Vec<u8> {
+pub(crate) fn stored_prompt(number: u32, n_blocks: u32) -> Vec<u8> {
     batch(&[stored(&engine(), &prompt(number, n_blocks), block_size())])
 }
 

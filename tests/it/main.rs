@@ -11,5 +11,6 @@ mod fakes;
 mod hash;
 mod process;
 mod router;
+mod snapshots;
 mod telemetry;
 mod wire;

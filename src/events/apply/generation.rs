@@ -40,7 +40,7 @@ pub(super) struct Generation {
     pub(super) parked: Parked,
     /// Whether the index had no room for something.
     pub(super) is_full: bool,
-    warned_of_block_size: bool,
+    pub(super) warned_of_block_size: bool,
 }
 
 /// Where the blocks of an event go.

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::stats::SourceStats;
+use super::stats::{Content, SourceStats};
 use super::wire::{BlockStored, Event, EventBatch};
 use crate::routing::endpoint::EndpointId;
 use crate::routing::hash::own::OwnHasher;
@@ -110,7 +110,7 @@ impl Applier {
     /// Retires what is known.
     pub(super) fn end_generation(&mut self) {
         self.generation = None;
-        self.shared.stats.set_last_seq(None);
+        self.shared.stats.set_content(Content::default());
         self.show();
     }
 

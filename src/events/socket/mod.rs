@@ -16,8 +16,9 @@ mod permits;
 mod subscription;
 mod worker;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use tracing::error;
 
 pub use super::apply::ModelSettings;
 use super::apply::SourceName;
+use super::snapshot::{Snapshot, SourceKey};
 use super::stats::SourceStats;
 pub use super::stats::{SourceState, SourceStatus};
 use crate::routing::endpoint::EndpointId;
@@ -36,6 +38,10 @@ use worker::{Command, Worker};
 
 /// Threads. One decodes some hundred thousand batches per second, more than a large pool sends.
 const N_THREADS: usize = 1;
+/// Longest wait for a snapshot. A thread copies the largest source in some ten milliseconds, between two turns.
+pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(2);
+/// Offers that wait for sources which are not followed yet: as many as a large pool has sources.
+const MAX_OFFERS: usize = 4096;
 
 /// Where one rank of one endpoint publishes.
 #[derive(Clone, Debug)]
@@ -55,6 +61,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// What other replicas call it.
+    pub fn key(&self) -> SourceKey {
+        SourceKey { model: self.model.model.clone(), address: self.address, rank: self.rank }
+    }
+
     fn name(&self) -> SourceName {
         SourceName { endpoint: self.endpoint, address: self.address, rank: self.rank }
     }
@@ -75,6 +86,8 @@ pub struct EventPlane {
     threads: Vec<EventThread>,
     /// What is followed, and what [`Self::status`] shows. Locked for as long as a list takes to copy.
     shown: Mutex<Vec<Shown>>,
+    /// Snapshots of sources that are not followed yet.
+    offers: Mutex<HashMap<SourceKey, Box<Snapshot>>>,
     permits: ReplayPermits,
 }
 
@@ -101,7 +114,7 @@ impl EventPlane {
         let permits = ReplayPermits::default();
         let shared = Shared { index: index.clone(), permits: permits.clone(), on_lag };
         let threads = (0..N_THREADS).map(|thread_idx| EventThread::start(thread_idx, shared.clone())).collect();
-        Self { threads, shown: Mutex::default(), permits }
+        Self { threads, shown: Mutex::default(), offers: Mutex::default(), permits }
     }
 
     /// Follows one more source.
@@ -144,6 +157,27 @@ impl EventPlane {
         self.thread_of(endpoint).send(Command::Suspect(endpoint));
     }
 
+    /// What is known of a source now; none when nothing is, or when its thread does not answer within [`SNAPSHOT_WAIT`].
+    pub fn snapshot(&self, key: &SourceKey) -> Option<Snapshot> {
+        let endpoint = self.endpoint_of(key)?;
+        let (answer, snapshot) = sync_channel(1);
+        self.thread_of(endpoint).send(Command::Snapshot(key.clone(), answer));
+        snapshot.recv_timeout(SNAPSHOT_WAIT).ok().flatten().map(|snapshot| *snapshot)
+    }
+
+    /// Offers what was known of a source once: used if its publisher proves to be the same process. The latest offer for
+    /// a source that is not followed yet waits for it.
+    pub fn offer(&self, snapshot: Snapshot) {
+        let snapshot = Box::new(snapshot);
+        if let Some(endpoint) = self.endpoint_of(&snapshot.key) {
+            return self.thread_of(endpoint).send(Command::Offer(snapshot));
+        }
+        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        if offers.len() < MAX_OFFERS || offers.contains_key(&snapshot.key) {
+            offers.insert(snapshot.key.clone(), snapshot);
+        }
+    }
+
     /// How each source does.
     pub fn status(&self) -> Vec<SourceStatus> {
         self.shown().iter().map(Shown::status).collect()
@@ -163,7 +197,18 @@ impl EventPlane {
     fn follow(&self, shown: &mut Vec<Shown>, source: Source) {
         let stats = Arc::<SourceStats>::default();
         shown.push(Shown { source: source.clone(), stats: stats.clone() });
-        self.thread_of(source.endpoint).send(Command::Add(Box::new(source), stats));
+        let offer = self.offers.lock().unwrap_or_else(PoisonError::into_inner).remove(&source.key());
+        let thread = self.thread_of(source.endpoint);
+        thread.send(Command::Add(Box::new(source), stats));
+        if let Some(offer) = offer {
+            thread.send(Command::Offer(offer));
+        }
+    }
+
+    fn endpoint_of(&self, key: &SourceKey) -> Option<EndpointId> {
+        let shown = self.shown();
+        let found = shown.iter().find(|shown| shown.source.key() == *key)?;
+        Some(found.source.endpoint)
     }
 
     fn shown(&self) -> MutexGuard<'_, Vec<Shown>> {
@@ -204,6 +249,7 @@ impl EventThread {
 impl Shown {
     fn status(&self) -> SourceStatus {
         let Self { source, stats } = self;
+        let content = stats.content();
         SourceStatus {
             model: source.model.model.clone(),
             endpoint: source.endpoint,
@@ -212,7 +258,8 @@ impl Shown {
             state: stats.state(),
             proved: stats.proved(),
             disproved: stats.disproved(),
-            last_seq: stats.last_seq(),
+            last_seq: content.seq,
+            digest: content.digest,
             n_blocks: stats.n_blocks(),
             n_generations: stats.n_generations.get(),
             n_batches: stats.n_batches.get(),
@@ -226,6 +273,7 @@ impl Shown {
             n_refused: stats.n_refused.get(),
             n_quarantines: stats.n_quarantines.get(),
             n_panics: stats.n_panics.get(),
+            n_restored: stats.n_restored.get(),
         }
     }
 }

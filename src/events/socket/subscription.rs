@@ -13,7 +13,8 @@ use crate::events::apply::{Applier, SourceName};
 use crate::events::continuity::{
     Action, Cause, Continuity, Incident, Input, Payload, PayloadDigest, Phase, SeqNo, Via,
 };
-use crate::events::stats::{SourceState, SourceStats};
+use crate::events::snapshot::{Snapshot, SourceKey};
+use crate::events::stats::{Content, SourceState, SourceStats};
 use crate::events::wire::EventBatch;
 use crate::routing::index::PrefixIndex;
 
@@ -43,6 +44,8 @@ pub(super) struct Subscription {
     asked: Asked,
     continuity: Continuity,
     applier: Applier,
+    /// The snapshot that the state machine was told of.
+    offer: Option<Box<Snapshot>>,
     shared: Shared,
     stats: Arc<SourceStats>,
     random: fastrand::Rng,
@@ -93,6 +96,7 @@ impl Subscription {
             connection: Connection::Closed { open_at: Duration::ZERO },
             backoff: Backoff::new(RECONNECT),
             asked: Asked::Nothing,
+            offer: None,
             shared,
             stats,
             random: fastrand::Rng::new(),
@@ -128,6 +132,20 @@ impl Subscription {
     /// The engine may be another process now.
     pub(super) fn suspect(&mut self, now: Duration) {
         self.step(now, Input::Suspect);
+    }
+
+    /// What is known now; none while there is nothing that a later life could prove.
+    pub(super) fn snapshot(&self, key: SourceKey) -> Option<Snapshot> {
+        let overlap = self.continuity.overlap()?;
+        let complete = self.continuity.is_complete() && !self.applier.is_full();
+        Some(Snapshot { key, overlap, complete, image: self.applier.image()? })
+    }
+
+    /// Somebody else's, or an earlier life's, knowledge of the source.
+    pub(super) fn offer(&mut self, now: Duration, snapshot: Box<Snapshot>) {
+        let (overlap, complete) = (snapshot.overlap, snapshot.complete);
+        self.offer = Some(snapshot);
+        self.step(now, Input::Offer { overlap, complete });
     }
 
     fn replay(&self) -> Option<&Replay> {
@@ -240,7 +258,7 @@ impl Subscription {
         if phase != before {
             self.log_phase(phase);
         }
-        self.stats.set_state(SourceState::of(phase, false));
+        self.stats.set_state(SourceState::of(phase, self.applier.is_full()));
     }
 
     fn obey(&mut self, now: Duration, action: Action) {
@@ -250,7 +268,8 @@ impl Subscription {
                 self.applier.end_generation();
                 info!(endpoint = %self.name.address, rank = self.name.rank, "KV event source is no longer credited");
             }
-            Action::Restore | Action::DropOffer => {}
+            Action::Restore => self.restore(now),
+            Action::DropOffer => self.offer = None,
             Action::RequestReplay { from, within } => {
                 let not_before = now + within.mul_f64(self.random.f64());
                 self.asked = Asked::Waiting { from, not_before };
@@ -265,6 +284,19 @@ impl Subscription {
     fn start_generation(&mut self, cause: Cause) {
         self.applier.start_generation();
         debug!(endpoint = %self.name.address, rank = self.name.rank, ?cause, "KV event source starts a generation");
+    }
+
+    fn restore(&mut self, now: Duration) {
+        let (endpoint, rank) = (self.name.address, self.name.rank);
+        let snapshot = self.offer.take();
+        if snapshot.is_some_and(|snapshot| self.applier.restore(&snapshot.image)) {
+            self.stats.n_restored.add(1_u64);
+            info!(%endpoint, rank, "KV event source goes on from a snapshot");
+        } else {
+            warn!(%endpoint, rank, "snapshot of a KV event source does not fit the settings");
+            self.applier.start_generation();
+            self.step(now, Input::NotRestored);
+        }
     }
 
     fn start_replay(&mut self, now: Duration) {
@@ -293,7 +325,7 @@ impl Subscription {
             }
             Err(_) => self.stats.n_decode_failures.add(1_u64),
         }
-        self.stats.set_last_seq(Some(seq));
+        self.stats.set_content(Content { seq: Some(seq), digest: self.applier.digest() });
     }
 
     fn report(&mut self, now: Duration, incident: Incident) {

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
@@ -10,6 +10,7 @@ use tracing::{debug, error};
 use super::Source;
 use super::backoff::{Backoff, REVIVE};
 use super::subscription::{Shared, Subscription};
+use crate::events::snapshot::{Snapshot, SourceKey};
 use crate::events::stats::SourceStats;
 use crate::routing::endpoint::EndpointId;
 
@@ -31,6 +32,10 @@ pub(super) enum Command {
     Cleared(EndpointId),
     /// The engine may be another process now.
     Suspect(EndpointId),
+    /// Say what is known of a source.
+    Snapshot(SourceKey, SyncSender<Option<Box<Snapshot>>>),
+    /// This was known of a source once.
+    Offer(Box<Snapshot>),
     /// End.
     Stop,
 }
@@ -93,6 +98,8 @@ impl Worker {
                 }),
                 Ok(Command::Cleared(endpoint)) => self.each_of(endpoint, |subscription, _| subscription.cleared()),
                 Ok(Command::Suspect(endpoint)) => self.each_of(endpoint, Subscription::suspect),
+                Ok(Command::Snapshot(key, answer)) => self.answer(&key, &answer),
+                Ok(Command::Offer(snapshot)) => self.offer(snapshot),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
@@ -103,6 +110,27 @@ impl Worker {
         let now = self.started.elapsed();
         let of_endpoint = self.followed.iter_mut().filter(|followed| followed.source.endpoint == endpoint);
         of_endpoint.for_each(|followed| followed.guarded(now, |subscription| act(subscription, now)));
+    }
+
+    fn answer(&mut self, key: &SourceKey, answer: &SyncSender<Option<Box<Snapshot>>>) {
+        let now = self.started.elapsed();
+        let mut snapshot = None;
+        if let Some(followed) = self.of_key(key) {
+            followed.guarded(now, |subscription| snapshot = subscription.snapshot(key.clone()).map(Box::new));
+        }
+        // Whoever asked may have given up waiting.
+        let _ = answer.try_send(snapshot);
+    }
+
+    fn offer(&mut self, snapshot: Box<Snapshot>) {
+        let now = self.started.elapsed();
+        if let Some(followed) = self.of_key(&snapshot.key) {
+            followed.guarded(now, |subscription| subscription.offer(now, snapshot));
+        }
+    }
+
+    fn of_key(&mut self, key: &SourceKey) -> Option<&mut Followed> {
+        self.followed.iter_mut().find(|followed| followed.source.key() == *key)
     }
 
     fn follow(&mut self, source: Source, stats: Arc<SourceStats>) {

@@ -1,0 +1,244 @@
+//! What a router knows outlives it, and reaches its siblings, as far as the publisher confirms it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::routing::get;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use warmroute::admin::{self, AdminState, health::Readiness};
+use warmroute::events::socket::{EventPlane, SourceState, SourceStatus};
+use warmroute::routing::index::{IndexLimits, PrefixIndex};
+use warmroute::snapshots::{Config, Sibling, Snapshots};
+use warmroute::telemetry::metrics::Metrics;
+
+use crate::events::{Router, prompt, source, stored_prompt};
+use crate::fake_publisher::{Behaviour, FakePublisher};
+use crate::fakes::DEADLINE;
+
+/// The replay holds the last third of what the tests publish.
+const BUFFER: usize = 10;
+const N_PROMPTS: u32 = 30;
+
+fn behaviour() -> Behaviour {
+    Behaviour { buffer: BUFFER, ..Behaviour::default() }
+}
+
+/// A router's event plane with all that belongs to snapshots, the admin port included.
+struct Replica {
+    router: Router,
+    metrics: Arc<Metrics>,
+    url: String,
+    shutdown: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Replica {
+    /// Starts as the supervisor does: snapshots are loaded before the source is followed. A replica is its own sibling, as
+    /// it is behind a headless Service.
+    async fn start(publisher: &FakePublisher, dir: Option<&Path>, siblings: &[&str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let siblings: Vec<Sibling> = siblings.iter().chain([&&*url]).map(|url| url.parse().unwrap()).collect();
+        let config = Config { dir: dir.map(Path::to_owned), interval: Duration::from_secs(3600), siblings };
+        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        let (plane, metrics) = (Arc::new(EventPlane::start(&index)), Arc::new(Metrics::new()));
+        let snapshots = Snapshots::load(config, plane.clone(), metrics.clone()).await;
+        plane.add(source(publisher, Some(publisher.replay.clone())));
+
+        let shutdown = CancellationToken::new();
+        let state = AdminState { metrics: metrics.clone(), readiness: Readiness::default() };
+        let serving = admin::run(listener, state, snapshots.routes(), shutdown.clone());
+        let asking = snapshots.siblings().unwrap().unwrap().run(shutdown.clone());
+        let mut tasks =
+            vec![tokio::spawn(async { serving.await.unwrap() }), tokio::spawn(async { asking.await.unwrap() })];
+        if let Some(writer) = snapshots.writer() {
+            let writing = writer.run(shutdown.clone());
+            tasks.push(tokio::spawn(async { writing.await.unwrap() }));
+        }
+        Self { router: Router::over(index, plane), metrics, url, shutdown, tasks }
+    }
+
+    /// Stops in the supervisor's order.
+    async fn stop(self) {
+        self.shutdown.cancel();
+        for task in self.tasks {
+            tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
+        }
+        self.router.plane.stop();
+    }
+
+    fn status(&self) -> SourceStatus {
+        self.router.status()
+    }
+
+    /// Numbers of the prompts whose blocks are all credited.
+    fn credited(&self) -> Vec<u32> {
+        (0..1000).filter(|number| self.router.plain(&prompt(*number, 2)) == 2).collect()
+    }
+
+    async fn wait_for(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let started = tokio::time::Instant::now();
+        while !condition(self) {
+            assert!(started.elapsed() < DEADLINE, "waiting for {what}: {:?}\n{}", self.status(), self.metrics.encode());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn wait_for_state(&self, state: SourceState) {
+        self.wait_for(state.as_str(), |replica| replica.status().state == state).await;
+    }
+
+    async fn wait_for_prompt(&self, number: u32) {
+        self.wait_for("a prompt", |replica| replica.router.plain(&prompt(number, 2)) == 2).await;
+    }
+
+    async fn get(&self, path: &str) -> reqwest::Response {
+        reqwest::get(format!("{}{path}", self.url)).await.unwrap()
+    }
+
+    /// The snapshot of the only source, as a sibling gets it.
+    async fn snapshot(&self) -> Vec<u8> {
+        let response = self.get(&format!("/snapshots/tiny/{}/0", self.status().address)).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "application/octet-stream");
+        response.bytes().await.unwrap().to_vec()
+    }
+
+    /// A line of the metrics.
+    fn count(&self, series: &str) -> u64 {
+        let text = self.metrics.encode();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+}
+
+/// A publisher of whose first prompts only `Replica` knows: they are in no buffer any more.
+async fn published_and_followed(dir: Option<&Path>) -> (FakePublisher, Replica) {
+    let publisher = FakePublisher::start(behaviour());
+    let replica = Replica::start(&publisher, dir, &[]).await;
+    replica.wait_for_state(SourceState::Live).await;
+    publish(&publisher, 0..N_PROMPTS);
+    replica.wait_for_prompt(N_PROMPTS - 1).await;
+    assert_eq!(replica.credited(), (0..N_PROMPTS).collect::<Vec<_>>());
+    replica.wait_for_state(SourceState::Live).await;
+    (publisher, replica)
+}
+
+fn publish(publisher: &FakePublisher, numbers: std::ops::Range<u32>) {
+    numbers.for_each(|number| publisher.publish(stored_prompt(number, 2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_replica_learns_from_its_sibling_what_the_publisher_no_longer_repeats() {
+    let (publisher, elder) = published_and_followed(None).await;
+    let late = Replica::start(&publisher, None, &[&elder.url]).await;
+    late.wait_for_state(SourceState::Incomplete).await;
+    assert_eq!(late.credited(), (N_PROMPTS - BUFFER as u32..N_PROMPTS).collect::<Vec<_>>());
+
+    late.wait_for_state(SourceState::Live).await;
+    assert_eq!(late.credited(), elder.credited());
+    publish(&publisher, N_PROMPTS..N_PROMPTS + 3);
+    for replica in [&elder, &late] {
+        replica.wait_for_prompt(N_PROMPTS + 2).await;
+        assert_eq!(replica.credited(), (0..N_PROMPTS + 3).collect::<Vec<_>>());
+    }
+    let (ours, theirs) = (late.status(), elder.status());
+    assert_eq!((ours.last_seq, ours.n_blocks), (theirs.last_seq, theirs.n_blocks));
+    assert_eq!(late.count("warmroute_snapshot_failures_total{step=\"fetch\"}"), 0);
+    assert!(elder.count("warmroute_snapshots_total{step=\"serve\"}") > 0);
+    assert_eq!(late.count("warmroute_snapshots_total{step=\"serve\"}"), 0, "nobody asks itself");
+    elder.stop().await;
+    late.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_router_is_credited_with_blocks_that_are_in_no_buffer_any_more() {
+    let dir = TempDir::new().unwrap();
+    let (publisher, first) = published_and_followed(Some(dir.path())).await;
+    first.stop().await;
+    publish(&publisher, N_PROMPTS..N_PROMPTS + 5);
+
+    let second = Replica::start(&publisher, Some(dir.path()), &[]).await;
+    second.wait_for_prompt(N_PROMPTS + 4).await;
+    second.wait_for_state(SourceState::Live).await;
+    assert_eq!(second.credited(), (0..N_PROMPTS + 5).collect::<Vec<_>>());
+    assert_eq!(second.count("warmroute_snapshots_total{step=\"load\"}"), 1);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_a_publisher_that_has_restarted_is_not_believed() {
+    let dir = TempDir::new().unwrap();
+    let (publisher, first) = published_and_followed(Some(dir.path())).await;
+    let stale = first.snapshot().await;
+    first.stop().await;
+    let publisher = publisher.restart(behaviour());
+    // The number of the snapshot has been given again, and is in the buffer.
+    publish(&publisher, 100..100 + N_PROMPTS + 2);
+    let sibling = FakeSibling::start(stale).await;
+
+    let second = Replica::start(&publisher, Some(dir.path()), &[&sibling.url]).await;
+    second.wait_for_state(SourceState::Incomplete).await;
+    second
+        .wait_for("the sibling's offer", |replica| replica.count("warmroute_snapshots_total{step=\"fetch\"}") > 0)
+        .await;
+    // Whatever the offer led to is over when a batch that came after it is applied.
+    publish(&publisher, 200..201);
+    second.wait_for_prompt(200).await;
+    second.wait_for_state(SourceState::Incomplete).await;
+    let first_known = 100 + N_PROMPTS + 2 - BUFFER as u32;
+    let known: Vec<u32> = (first_known..100 + N_PROMPTS + 2).chain([200]).collect();
+    assert!(second.credited().iter().all(|number| known.contains(number)), "{:?}", second.credited());
+    assert_eq!(second.count("warmroute_snapshots_total{step=\"load\"}"), 1);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_port_lists_what_it_has_and_has_nothing_else() {
+    let (_publisher, replica) = published_and_followed(None).await;
+    let response = replica.get("/snapshots").await;
+    let instance = response.headers()["x-warmroute-instance"].clone();
+    let listing: Value = response.json().await.unwrap();
+    let listed = json!({ "model": "tiny", "address": replica.status().address, "rank": 0, "seq": N_PROMPTS - 1, "complete": true });
+    assert_eq!(listing, json!({ "sources": [listed] }));
+
+    for (path, status) in [
+        ("/snapshots/tiny/127.0.0.1:1/0", 404),
+        ("/snapshots/other%2Fmodel/127.0.0.1:8000/0", 404),
+        ("/snapshots/tiny/nowhere/0", 400),
+        ("/livez", 200),
+    ] {
+        assert_eq!(replica.get(path).await.status(), status, "{path}");
+    }
+    assert_eq!(replica.get("/snapshots/tiny/127.0.0.1:1/0").await.headers()["x-warmroute-instance"], instance);
+    replica.stop().await;
+}
+
+/// A replica that has one snapshot and does not know that its publisher is gone.
+struct FakeSibling {
+    url: String,
+}
+
+impl FakeSibling {
+    async fn start(snapshot: Vec<u8>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = crate::events::ADDRESS;
+        let listing =
+            json!({ "sources": [{ "model": "tiny", "address": address, "rank": 0, "seq": 99, "complete": true }] });
+        let snapshot = Arc::new(Mutex::new(snapshot));
+        let name = [("x-warmroute-instance", "1")];
+        let routes =
+            axum::Router::new().route("/snapshots", get(move || async move { (name, axum::Json(listing)) })).route(
+                "/snapshots/{model}/{address}/{rank}",
+                get(move || async move { (name, snapshot.lock().unwrap().clone()) }),
+            );
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Self { url }
+    }
+}
