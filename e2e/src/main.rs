@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use e2e::audit::{self, AuditArgs};
 use e2e::cli::{EngineArgs, run_engine};
 use e2e::demo::{self, DemoArgs};
 use e2e::faults::{self, FaultsArgs};
+use e2e::lag::{self, LagArgs};
 use e2e::proxy::{ProxyArgs, run_proxy};
 use e2e::publisher::swarm::{SwarmArgs, run_swarm};
 use e2e::publisher::{PublisherArgs, run_publisher};
@@ -29,6 +31,10 @@ enum Command {
     Engine(Box<EngineArgs>),
     /// Show what faults on real sockets do to the event plane.
     Faults(FaultsArgs),
+    /// Send events without faults, and count what arrives.
+    Audit(AuditArgs),
+    /// Measure the time from a publisher's clock to the index.
+    Lag(LagArgs),
     /// The event plane in a process of its own, for the scenarios.
     #[command(hide = true)]
     Follower,
@@ -56,6 +62,8 @@ fn arguments(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsSt
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Faults(args) => Ok(if faults::run(&args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Audit(args) => run_audit(&args),
+        Command::Lag(args) => lag::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Follower => faults::run_follower().map(|()| ExitCode::SUCCESS),
         Command::Publisher(args) => run_publisher(&args).map(|()| ExitCode::SUCCESS),
         Command::Swarm(args) => run_swarm(&args).map(|()| ExitCode::SUCCESS),
@@ -63,6 +71,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(args) => on_runtime(run_demo(args)),
         Command::Engine(args) => on_runtime(async { run_engine(*args).await.map(|()| ExitCode::SUCCESS) }),
     }
+}
+
+fn run_audit(args: &AuditArgs) -> Result<ExitCode> {
+    let balance = audit::run(&std::env::current_exe().context("path of this program")?, args)?;
+    println!("{balance}");
+    Ok(if balance.is_even() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn on_runtime(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use warmroute::events::socket::{EventPlane, ModelSettings, Source, SourceStatus};
 use warmroute::routing::endpoint::EndpointId;
 use warmroute::routing::hash::BlockHash;
-use warmroute::routing::index::{IndexLimits, KeyKinds, KeyspaceIndex, Overlaps, PrefixIndex};
+use warmroute::routing::index::{ContentDigest, IndexLimits, KeyKinds, KeyspaceIndex, Overlaps, PrefixIndex};
 
 use crate::publisher::process::Talker;
 use crate::publisher::program::{ALGORITHM, Program, ProgramOptions, Truth};
@@ -75,6 +75,8 @@ pub struct SourceView {
     pub n_gaps: u64,
     /// Replays requested.
     pub n_replays: u64,
+    /// Events that were of no use.
+    pub n_skipped: u64,
     /// Batches that could not be decoded.
     pub n_decode_failures: u64,
 }
@@ -88,6 +90,8 @@ pub struct Check {
     pub n_credited: u64,
     /// Blocks in the index, or credited, that the publisher does not hold.
     pub n_false: u64,
+    /// Whether the source's digest is that of the blocks that the publisher holds.
+    pub is_digest_equal: bool,
 }
 
 impl SourceView {
@@ -103,6 +107,7 @@ impl SourceView {
             n_events: status.n_stored + status.n_removed + status.n_cleared,
             n_gaps: status.n_gaps,
             n_replays: status.n_replays,
+            n_skipped: status.n_skipped,
             n_decode_failures: status.n_decode_failures,
         }
     }
@@ -121,7 +126,7 @@ impl SourceView {
 impl Check {
     /// Whether nothing is missing and nothing too much.
     pub fn is_exact(&self) -> bool {
-        self.n_false == 0 && self.n_credited == self.n_held
+        self.n_false == 0 && self.n_credited == self.n_held && self.is_digest_equal
     }
 }
 
@@ -146,35 +151,39 @@ pub(crate) fn raise_file_limit() -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")
 }
 
+/// A source as the configuration would describe a publisher of [`crate::publisher`].
+pub(crate) fn source(endpoint: u32, events: String, replay: Option<String>) -> Source {
+    // The address is a name here: nothing is dialled there.
+    let address = SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + endpoint), 8000));
+    let model = ModelSettings {
+        model: MODEL.into(),
+        algorithm: ALGORITHM,
+        pythonhashseed: Some(PYTHONHASHSEED.to_owned()),
+        adapters: Vec::new(),
+        reports: false,
+    };
+    Source { endpoint: EndpointId(endpoint), address, events, replay, rank: 0, model: Arc::new(model) }
+}
+
 /// The event plane with its index.
-pub(crate) struct Plane {
-    pub(crate) index: Arc<PrefixIndex>,
-    pub(crate) plane: EventPlane,
-    settings: Arc<ModelSettings>,
+struct Plane {
+    index: Arc<PrefixIndex>,
+    plane: EventPlane,
     truths: Vec<(ProgramOptions, u64, Truth)>,
 }
 
 impl Plane {
-    pub(crate) fn start() -> Self {
+    fn start() -> Self {
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
         let plane = EventPlane::start(&index);
-        let settings = Arc::new(ModelSettings {
-            model: MODEL.into(),
-            algorithm: ALGORITHM,
-            pythonhashseed: Some(PYTHONHASHSEED.to_owned()),
-            adapters: Vec::new(),
-        });
-        Self { index, plane, settings, truths: Vec::new() }
+        Self { index, plane, truths: Vec::new() }
     }
 
-    pub(crate) fn follow(&self, endpoint: u32, events: String, replay: Option<String>) {
-        // The address is a name here: nothing is dialled there.
-        let address = SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + endpoint), 8000));
-        let model = self.settings.clone();
-        self.plane.add(Source { endpoint: EndpointId(endpoint), address, events, replay, rank: 0, model });
+    fn follow(&self, endpoint: u32, events: String, replay: Option<String>) {
+        self.plane.add(source(endpoint, events, replay));
     }
 
-    pub(crate) fn views(&self) -> Vec<SourceView> {
+    fn views(&self) -> Vec<SourceView> {
         self.plane.status().iter().map(SourceView::of).collect()
     }
 
@@ -189,7 +198,7 @@ impl Plane {
         })
     }
 
-    pub(crate) fn check(&mut self, endpoint: u32, program: ProgramOptions, n_batches: u64) -> Result<Check> {
+    fn check(&mut self, endpoint: u32, program: ProgramOptions, n_batches: u64) -> Result<Check> {
         let position = self.remember(program, n_batches);
         let truth = &self.truths[position].2;
         let keyspaces: Vec<Arc<KeyspaceIndex>> =
@@ -203,11 +212,14 @@ impl Plane {
         };
         let n_credited = truth.held.iter().filter(|hash| is_credited(hash)).count() as u64;
         let n_gone = truth.gone.iter().filter(|hash| is_credited(hash)).count() as u64;
-        let view = self.views().into_iter().find(|view| view.endpoint == endpoint).context("no such source")?;
-        // The source's own count finds what no question can name. Blocks that are held back from credit are in it, hence the sum may be
-        // larger than what is credited, never than what is held.
-        let n_unknown = view.n_blocks.saturating_sub(truth.held.len() as u64);
-        Ok(Check { n_held: truth.held.len() as u64, n_credited, n_false: n_gone.max(n_unknown) })
+        let status = self.plane.status().into_iter().find(|status| status.endpoint == EndpointId(endpoint));
+        let status = status.context("no such source")?;
+        // What no question can name: once hashes are proved, all that the index holds for the source is credited.
+        let n_unknown = if n_credited > 0 { status.n_blocks.saturating_sub(n_credited) } else { 0 };
+        let mut digest = ContentDigest::default();
+        truth.held.iter().for_each(|hash| digest.add(*hash));
+        let n_held = truth.held.len() as u64;
+        Ok(Check { n_held, n_credited, n_false: n_gone.max(n_unknown), is_digest_equal: digest == status.digest })
     }
 
     /// The truth's position.
@@ -226,30 +238,30 @@ impl Plane {
 
 /// A follower in the harness's hand.
 #[derive(Debug)]
-pub(super) struct Follower(Talker);
+pub(crate) struct Follower(Talker);
 
 impl Follower {
-    pub(super) fn start(binary: &Path) -> Result<Self> {
+    pub(crate) fn start(binary: &Path) -> Result<Self> {
         Ok(Self(Talker::start(Command::new(binary).arg("follower"))?))
     }
 
-    pub(super) fn follow(&mut self, endpoint: u32, events: &str, replay: Option<&str>) -> Result<()> {
+    pub(crate) fn follow(&mut self, endpoint: u32, events: &str, replay: Option<&str>) -> Result<()> {
         let ask = Ask::Follow { endpoint, events: events.to_owned(), replay: replay.map(str::to_owned) };
         self.ask(&ask).map(|_| ())
     }
 
-    pub(super) fn views(&mut self) -> Result<Vec<SourceView>> {
+    pub(crate) fn views(&mut self) -> Result<Vec<SourceView>> {
         match self.ask(&Ask::Status)? {
             Answer::Status(views) => Ok(views),
             answer => bail!("the follower answers {answer:?}, expected its status"),
         }
     }
 
-    pub(super) fn view(&mut self, endpoint: u32) -> Result<SourceView> {
+    pub(crate) fn view(&mut self, endpoint: u32) -> Result<SourceView> {
         self.views()?.into_iter().find(|view| view.endpoint == endpoint).context("the follower has no such source")
     }
 
-    pub(super) fn check(&mut self, endpoint: u32, program: &ProgramOptions, n_batches: u64) -> Result<Check> {
+    pub(crate) fn check(&mut self, endpoint: u32, program: &ProgramOptions, n_batches: u64) -> Result<Check> {
         match self.ask(&Ask::Check { endpoint, program: program.clone(), n_batches })? {
             Answer::Check(check) => Ok(check),
             answer => bail!("the follower answers {answer:?}, expected a check"),
@@ -257,7 +269,7 @@ impl Follower {
     }
 
     /// Waits until `condition` holds for the source; the time that it took.
-    pub(super) fn wait(
+    pub(crate) fn wait(
         &mut self,
         endpoint: u32,
         what: &str,
@@ -278,7 +290,7 @@ impl Follower {
     }
 
     /// Waits until nothing of what the program's cache held is credited; the time that it took.
-    pub(super) fn wait_purged(
+    pub(crate) fn wait_purged(
         &mut self,
         endpoint: u32,
         program: &ProgramOptions,
@@ -298,11 +310,11 @@ impl Follower {
         }
     }
 
-    pub(super) fn signal(&self, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         self.0.signal(signal)
     }
 
-    pub(super) fn resident_bytes(&self) -> Result<u64> {
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
         self.0.resident_bytes()
     }
 

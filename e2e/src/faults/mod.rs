@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 pub use follower::{Check, SourceView, run_follower};
-pub(crate) use follower::{Plane, raise_file_limit};
+pub(crate) use follower::{Follower, raise_file_limit, source};
 
 /// Flags of the scenarios.
 #[derive(Clone, Debug, Args)]
@@ -41,6 +41,8 @@ pub struct Figures {
     pub n_false: u64,
     /// Blocks that it holds and that are not credited.
     pub n_missing: u64,
+    /// Whether the source's digest is that of what the engine holds.
+    pub is_digest_equal: bool,
     /// Gaps of the live stream.
     pub n_gaps: u64,
     /// Replays requested.
@@ -180,6 +182,7 @@ impl Figures {
         Self {
             n_false: check.n_false,
             n_missing: check.n_held - check.n_credited,
+            is_digest_equal: check.is_digest_equal,
             n_gaps: view.n_gaps,
             n_replays: view.n_replays,
             state: view.state.clone(),
@@ -193,7 +196,7 @@ impl Figures {
     /// When something is credited that is not held, or something is missing from a source that is not flagged.
     fn verified(self) -> Result<Self> {
         ensure!(self.n_false == 0, "{} blocks are credited that the engine does not hold: {self:?}", self.n_false);
-        let is_exact = self.n_missing == 0;
+        let is_exact = self.n_missing == 0 && self.is_digest_equal;
         ensure!(is_exact || self.state != "live", "{} blocks are missing from a live source: {self:?}", self.n_missing);
         Ok(self)
     }

@@ -12,7 +12,6 @@ pub mod swarm;
 mod worker;
 
 use std::io::BufRead;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context, Result};
@@ -54,9 +53,6 @@ pub struct PublisherArgs {
     /// `buffer_steps`: batches that can be replayed.
     #[arg(long, default_value_t = crate::sim::publisher::BUFFER_STEPS)]
     pub buffer_steps: usize,
-    /// Where to write, at each `at`, when each batch was published: unix seconds as 8 bytes, little-endian.
-    #[arg(long)]
-    pub stamps: Option<PathBuf>,
     /// Do not wait to be told: publish for ever.
     #[arg(long)]
     pub endless: bool,
@@ -77,7 +73,6 @@ impl Default for PublisherArgs {
             start_batches: 0,
             hwm: crate::sim::publisher::PUB_HWM,
             buffer_steps: crate::sim::publisher::BUFFER_STEPS,
-            stamps: None,
             endless: false,
         }
     }
@@ -107,9 +102,6 @@ impl PublisherArgs {
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
-        if let Some(stamps) = &self.stamps {
-            flags.extend(["--stamps".to_owned(), stamps.display().to_string()]);
-        }
         flags.extend(self.endless.then(|| "--endless".to_owned()));
         flags
     }
@@ -150,7 +142,6 @@ mod tests {
             hwm: 10,
             buffer_steps: 7,
             start_batches: 3,
-            stamps: Some("stamps".into()),
             endless: true,
             ..PublisherArgs::default()
         };

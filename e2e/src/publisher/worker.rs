@@ -147,8 +147,6 @@ pub fn run_publisher(args: &PublisherArgs) -> Result<()> {
         limit: if args.endless { u64::MAX } else { args.start_batches },
         interval: if args.rate > 0.0 { Duration::from_secs_f64(1.0 / args.rate) } else { Duration::ZERO },
         due: Instant::now(),
-        stamps: Vec::new(),
-        args: args.clone(),
     };
     say(&format!("ready {events} {replay}"))?;
     while publisher.turn()? {}
@@ -164,8 +162,6 @@ struct Publisher {
     interval: Duration,
     /// When the next batch is to be published.
     due: Instant,
-    stamps: Vec<u8>,
-    args: PublisherArgs,
 }
 
 impl Publisher {
@@ -210,20 +206,12 @@ impl Publisher {
 
     fn publish(&mut self) -> Result<()> {
         let seq = self.program.n_batches();
-        let ts = unix_seconds();
-        let payload = self.program.encoded_batch(ts);
-        self.outlet.publish(seq, payload)?;
-        if self.args.stamps.is_some() {
-            self.stamps.extend(ts.to_le_bytes());
-        }
+        self.outlet.publish(seq, self.program.encoded_batch(unix_seconds()))?;
         self.due += self.interval;
         if self.program.n_batches() == self.limit { self.say_at() } else { Ok(()) }
     }
 
     fn say_at(&self) -> Result<()> {
-        if let Some(file) = &self.args.stamps {
-            std::fs::write(file, &self.stamps).with_context(|| format!("cannot write {}", file.display()))?;
-        }
         say(&format!("at {}", self.program.n_batches()))
     }
 }

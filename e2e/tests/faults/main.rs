@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod counts;
 mod proxy;
 mod publisher;
 mod scenarios;
