@@ -15,6 +15,8 @@ use crate::faults::{Check, Follower, SourceView};
 use crate::publisher::PublisherArgs;
 use crate::publisher::process::PublisherProcess;
 
+/// Small blocks, one per event: what is counted is events, and generating them should not be the longer half.
+const BLOCK_SIZE: u32 = 4;
 /// Batches of a publisher that may be on their way: fewer than any queue between it and the index holds.
 const WINDOW: u64 = 4000;
 const POLL: Duration = Duration::from_millis(2);
@@ -132,6 +134,8 @@ fn publisher_args(args: &AuditArgs, seed: u64) -> PublisherArgs {
         seed,
         events_per_batch: args.events_per_batch as usize,
         cache_blocks: args.cache_blocks,
+        block_size: BLOCK_SIZE,
+        max_stored: 1,
         ..PublisherArgs::default()
     }
 }

@@ -50,10 +50,14 @@ pub(super) fn truncated(setting: &Setting) -> Result<Outcome> {
 
 pub(super) fn end_lost(setting: &Setting) -> Result<Outcome> {
     let without_end = Faults { drop: Which::End, ..Faults::default() };
-    let (figures, line) = caught_up(setting, without_end)?;
+    let (first, mut line) = caught_up(setting, without_end)?;
+    // A live batch joins what the replays brought: END was never needed.
+    line.publish(5)?;
+    let figures = line.figures()?;
     let counts = line.replay.counts();
     ensure!(counts.dropped > 0, "no END was lost: {counts}");
-    Ok(Outcome::Held(Figures { note: format!("{} ENDs lost", counts.dropped), ..figures }))
+    let note = format!("{} ENDs lost, {} before a live batch came", counts.dropped, first.state);
+    Ok(Outcome::Held(Figures { converge: first.converge, note, ..figures }))
 }
 
 /// A publisher with 1,500 batches, learned through replays with `faults`.

@@ -38,6 +38,12 @@ pub struct PublisherArgs {
     /// Blocks of the cache.
     #[arg(long, default_value_t = 2000)]
     pub cache_blocks: usize,
+    /// Tokens per block.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub block_size: u32,
+    /// Most blocks of one event.
+    #[arg(long, default_value_t = 4)]
+    pub max_stored: usize,
     /// Seed of the events.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -61,13 +67,16 @@ pub struct PublisherArgs {
 impl Default for PublisherArgs {
     fn default() -> Self {
         let any = "tcp://127.0.0.1:0".to_owned();
-        let ProgramOptions { seed, events_per_batch, cache_blocks, pythonhashseed } = ProgramOptions::default();
+        let ProgramOptions { seed, events_per_batch, cache_blocks, block_size, max_stored, pythonhashseed } =
+            ProgramOptions::default();
         Self {
             events: any.clone(),
             replay: any,
             rate: 0.0,
             events_per_batch,
             cache_blocks,
+            block_size,
+            max_stored,
             seed,
             pythonhashseed,
             start_batches: 0,
@@ -81,8 +90,8 @@ impl Default for PublisherArgs {
 impl PublisherArgs {
     /// The program that it publishes.
     pub fn program(&self) -> ProgramOptions {
-        let Self { seed, events_per_batch, cache_blocks, pythonhashseed, .. } = self.clone();
-        ProgramOptions { seed, events_per_batch, cache_blocks, pythonhashseed }
+        let Self { seed, events_per_batch, cache_blocks, block_size, max_stored, pythonhashseed, .. } = self.clone();
+        ProgramOptions { seed, events_per_batch, cache_blocks, block_size, max_stored, pythonhashseed }
     }
 
     /// The command line that makes these.
@@ -93,6 +102,8 @@ impl PublisherArgs {
             ("--rate", self.rate.to_string()),
             ("--events-per-batch", self.events_per_batch.to_string()),
             ("--cache-blocks", self.cache_blocks.to_string()),
+            ("--block-size", self.block_size.to_string()),
+            ("--max-stored", self.max_stored.to_string()),
             ("--seed", self.seed.to_string()),
             ("--pythonhashseed", self.pythonhashseed.clone()),
             ("--start-batches", self.start_batches.to_string()),
@@ -140,6 +151,8 @@ mod tests {
             rate: 2.5,
             seed: 9,
             hwm: 10,
+            block_size: 4,
+            max_stored: 2,
             buffer_steps: 7,
             start_batches: 3,
             endless: true,

@@ -12,11 +12,7 @@ use crate::sim::event::{BlockStored, KvEvent, WireHash, encode_batch};
 
 /// The cheapest of vLLM's algorithms: here hashes are told apart, not studied.
 pub const ALGORITHM: HashAlgorithm = HashAlgorithm::XxhashCbor;
-/// Tokens per block.
-pub const BLOCK_SIZE: u32 = 16;
 const N_TOKENS: u32 = 128_256;
-/// Most blocks of one event.
-const MAX_STORED: usize = 4;
 /// Removed blocks that are remembered, to be asked for.
 const MAX_GONE: usize = 4096;
 /// One event in so many clears the cache, where there are enough events for that.
@@ -31,13 +27,24 @@ pub struct ProgramOptions {
     pub events_per_batch: usize,
     /// Blocks of the cache.
     pub cache_blocks: usize,
+    /// Tokens per block.
+    pub block_size: u32,
+    /// Most blocks of one event.
+    pub max_stored: usize,
     /// `PYTHONHASHSEED` of the engine, hence the root of its hashes.
     pub pythonhashseed: String,
 }
 
 impl Default for ProgramOptions {
     fn default() -> Self {
-        Self { seed: 1, events_per_batch: 4, cache_blocks: 2000, pythonhashseed: "0".to_owned() }
+        Self {
+            seed: 1,
+            events_per_batch: 4,
+            cache_blocks: 2000,
+            block_size: 16,
+            max_stored: 4,
+            pythonhashseed: "0".to_owned(),
+        }
     }
 }
 
@@ -58,6 +65,7 @@ pub struct Program {
     options: ProgramOptions,
     rng: fastrand::Rng,
     hasher: BlockHasher,
+    block_size: BlockSize,
     chains: VecDeque<Chain>,
     copies: HashMap<BlockHash, u32>,
     gone: VecDeque<BlockHash>,
@@ -80,6 +88,7 @@ impl Program {
         Self {
             rng: fastrand::Rng::with_seed(options.seed),
             hasher,
+            block_size: BlockSize::new(options.block_size).expect("the command line refuses 0"),
             options,
             chains: VecDeque::new(),
             copies: HashMap::new(),
@@ -125,7 +134,7 @@ impl Program {
         if self.rng.u32(..CLEAR_EVERY) == 0 {
             return self.clear();
         }
-        if self.copies.len() + MAX_STORED > self.options.cache_blocks {
+        if self.copies.len() + self.options.max_stored > self.options.cache_blocks {
             return self.remove();
         }
         match self.rng.u32(..100) {
@@ -182,17 +191,17 @@ impl Program {
 
     /// Computes new blocks behind `chain`.
     fn store(&mut self, mut chain: Chain) -> KvEvent {
-        let n_blocks = self.rng.usize(1..=MAX_STORED);
-        let token_ids: Vec<u32> = (0..n_blocks * BLOCK_SIZE as usize).map(|_| self.rng.u32(..N_TOKENS)).collect();
+        let block_size = self.block_size.get() as usize;
+        let n_blocks = self.rng.usize(1..=self.options.max_stored);
+        let token_ids: Vec<u32> = (0..n_blocks * block_size).map(|_| self.rng.u32(..N_TOKENS)).collect();
         let parent = chain.blocks.last().copied();
-        let block_size = BlockSize::new(BLOCK_SIZE).expect("not 0");
         let root = self.hasher.root();
-        let blocks = self.hasher.chain(parent.unwrap_or(root), &token_ids, block_size, |_| [] as [Key; 0]);
+        let blocks = self.hasher.chain(parent.unwrap_or(root), &token_ids, self.block_size, |_| [] as [Key; 0]);
         blocks.iter().for_each(|block| *self.copies.entry(block.low64()).or_default() += 1);
         chain.blocks.extend(&blocks);
-        chain.tail = Some(token_ids[token_ids.len() - BLOCK_SIZE as usize..].to_vec());
+        chain.tail = Some(token_ids[token_ids.len() - block_size..].to_vec());
         self.chains.push_back(chain);
-        stored(blocks, parent, token_ids)
+        self.stored(blocks, parent, token_ids)
     }
 
     /// Announces the last block of a chain again, as vLLM does for prompts of whole blocks: a second copy.
@@ -200,7 +209,20 @@ impl Program {
         let copyable = |chain: &Chain| Some((chain.blocks.last_chunk::<2>().copied()?, chain.tail.clone()?));
         let Some(([parent, last], token_ids)) = self.chains.iter().find_map(copyable) else { return self.begin() };
         *self.copies.entry(last.low64()).or_default() += 1;
-        stored(vec![last], Some(parent), token_ids)
+        self.stored(vec![last], Some(parent), token_ids)
+    }
+
+    fn stored(&self, block_hashes: Vec<Digest>, parent: Option<Digest>, token_ids: Vec<u32>) -> KvEvent {
+        KvEvent::BlockStored(BlockStored {
+            extra_keys: vec![Vec::new(); block_hashes.len()],
+            block_hashes,
+            parent,
+            token_ids,
+            block_size: self.block_size.get(),
+            lora_id: None,
+            lora_name: None,
+            session_id: None,
+        })
     }
 
     fn forget(&mut self, hash: BlockHash) {
@@ -209,19 +231,6 @@ impl Program {
             self.gone.pop_front();
         }
     }
-}
-
-fn stored(block_hashes: Vec<Digest>, parent: Option<Digest>, token_ids: Vec<u32>) -> KvEvent {
-    KvEvent::BlockStored(BlockStored {
-        extra_keys: vec![Vec::new(); block_hashes.len()],
-        block_hashes,
-        parent,
-        token_ids,
-        block_size: BLOCK_SIZE,
-        lora_id: None,
-        lora_name: None,
-        session_id: None,
-    })
 }
 
 #[cfg(test)]
