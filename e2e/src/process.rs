@@ -71,6 +71,14 @@ impl ProcessGroup {
         self.finish()
     }
 
+    /// Ends the group by SIGKILL, as a crash would.
+    ///
+    /// # Errors
+    /// When the group can't be signalled.
+    pub fn kill(mut self) -> Result<ExitStatus> {
+        self.finish()
+    }
+
     fn stop_blocking(&mut self) -> Result<ExitStatus> {
         let deadline = self.terminate()?;
         while !self.has_exited()? && Instant::now() < deadline {

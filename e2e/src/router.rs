@@ -37,13 +37,17 @@ pub struct RouterOptions {
     pub adapters: Vec<(String, String)>,
     /// The engines.
     pub engines: Vec<EngineAddress>,
+    /// `models[].events.report`.
+    pub reports: bool,
+    /// `events.snapshots.dir`, written every second.
+    pub snapshots: Option<PathBuf>,
 }
 
 impl RouterOptions {
     /// Engines with vLLM's default algorithm and no adapters.
     pub fn new(engines: Vec<EngineAddress>) -> Self {
         let model = ENGINE_MODEL.to_owned();
-        Self { model, algorithm: HashAlgorithm::Sha256, adapters: Vec::new(), engines }
+        Self { model, algorithm: HashAlgorithm::Sha256, adapters: Vec::new(), engines, reports: false, snapshots: None }
     }
 }
 
@@ -61,7 +65,19 @@ impl Router {
     /// # Errors
     /// When it does not accept the configuration or does not become ready.
     pub async fn start(binary: &Path, dir: &Path, options: &RouterOptions) -> Result<Self> {
-        let [extproc, admin] = free_addresses()?;
+        Self::start_at(binary, dir, options, free_addresses()?).await
+    }
+
+    /// As [`Self::start`], on these addresses for ext_proc and admin.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_at(
+        binary: &Path,
+        dir: &Path,
+        options: &RouterOptions,
+        [extproc, admin]: [SocketAddr; 2],
+    ) -> Result<Self> {
         let file = dir.join("warmroute.yaml");
         // JSON is YAML.
         std::fs::write(&file, serde_json::to_vec_pretty(&config(options, extproc, admin))?)
@@ -75,6 +91,22 @@ impl Router {
         let service = Service::start("warmroute", command, &dir.join("warmroute.log"))?;
         service.wait_ready(&format!("http://{admin}/readyz"), START_DEADLINE).await?;
         Ok(Self { service, extproc, admin })
+    }
+
+    /// Ends it as Kubernetes does: SIGTERM.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub async fn stop(self) -> Result<()> {
+        self.service.stop().await
+    }
+
+    /// Ends it without a word: SIGKILL.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn kill(self) -> Result<()> {
+        self.service.kill()
     }
 
     /// The ext_proc gRPC server.
@@ -129,12 +161,14 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
     let adapter = |(name, path): &(String, String)| json!({"name": name, "path": path});
     json!({
         "listen": {"extproc": extproc, "admin": admin},
+        "events": {"snapshots": {"dir": options.snapshots, "interval": "1s"}},
         "selection": {"header": "x-gateway-destination-endpoint"},
         "models": [{
             "name": options.model,
             "adapters": options.adapters.iter().map(adapter).collect::<Vec<_>>(),
             "block_hash": {"algorithm": options.algorithm.as_str()},
             "tokenizer": {"kind": "remote"},
+            "events": {"report": options.reports},
             "discovery": {"static": options.engines.iter().map(engine).collect::<Vec<_>>()},
         }],
     })

@@ -135,7 +135,7 @@ pub(super) fn garbage(setting: &Setting) -> Result<Outcome> {
     follower.follow(N_HEALTHY, &proxies[0].endpoint(), Some(&proxies[1].endpoint()))?;
     let noticed = follower.wait(N_HEALTHY, "noticing garbage", SETTLE, |view| view.n_decode_failures > 0)?;
     let disturbed = probe(&mut follower, &mut healthy, 50 + N_PROBES)?;
-    let quarantine = follower.wait(N_HEALTHY, "quarantine", SETTLE, |view| view.state == "quarantined")?;
+    follower.wait(N_HEALTHY, "quarantine", SETTLE, |view| view.state == "quarantined")?;
 
     let mut sum = Figures::default();
     for (endpoint, (_, args)) in (0..).zip(&healthy) {
@@ -152,7 +152,7 @@ pub(super) fn garbage(setting: &Setting) -> Result<Outcome> {
         ms(calm),
         ms(disturbed)
     );
-    Ok(Outcome::Held(Figures { purge: Some(noticed), converge: Some(quarantine), state: bad.state, note, ..sum }))
+    Ok(Outcome::Held(Figures { purge: Some(noticed), state: bad.state, note, ..sum }))
 }
 
 /// Median time from one batch's order to its application, over all healthy sources by turns.

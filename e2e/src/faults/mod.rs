@@ -10,6 +10,7 @@ mod line;
 mod losses;
 mod namespace;
 mod restarts;
+mod routed;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -120,6 +121,12 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "herd", what: "200 sources reconnect at once", run: crowds::herd },
     Scenario { name: "crowd", what: "1,000 sources flap for a minute", run: crowds::flapping_crowd },
     Scenario { name: "garbage", what: "garbage beside healthy sources", run: crowds::garbage },
+    Scenario { name: "router-restart", what: "the router is restarted under load", run: routed::restart },
+    Scenario {
+        name: "router-overrun",
+        what: "the router starts anew behind overrun buffers, under load",
+        run: routed::overrun,
+    },
 ];
 
 impl Scenario {
