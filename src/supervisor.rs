@@ -17,12 +17,14 @@ use tracing::{info, warn};
 
 use crate::admin::AdminState;
 use crate::admin::health::{Condition, Readiness};
+use crate::admin::sources::{self, ReadSources, SourceDigest};
 use crate::config::{self, Config};
 use crate::discovery::fixed::{EndpointIds, endpoint_set};
 use crate::events::apply::ModelSettings;
 use crate::events::socket::{EventPlane, LagObserver, Source};
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::{Pool, Pools, Router};
+use crate::extproc::report::Reports;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
@@ -138,7 +140,8 @@ impl Running {
 
         let [shutdown, shutdown_background, shutdown_admin] = std::array::from_fn(|_| CancellationToken::new());
         let [mut tasks, mut background, mut admin] = std::array::from_fn(|_| Tasks::default());
-        let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone() };
+        let state =
+            AdminState { metrics: metrics.clone(), readiness: readiness.clone(), sources: read_sources(&events) };
         admin.spawn("admin", crate::admin::run(admin_listener, state, snapshots.routes(), shutdown_admin.clone()));
         if let Some(writer) = snapshots.writer() {
             background.spawn("snapshots", writer.run(shutdown_background.clone()));
@@ -229,6 +232,7 @@ fn build_pools(config: &Config, metrics: &Metrics, events: &EventPlane) -> Resul
             hasher: model.block_hash.hasher(),
             tokenizer: RemoteTokenizer::new(model.tokenizer.budget.0).map_err(Error::Tokenizer)?,
             endpoints: endpoints.clone(),
+            reports: model.events.report.then(|| Reports::new(config.limits.body_bytes)),
         });
         built.pools.add(&pool, &model.aliases, model.default);
         built.endpoints.push((model.name.clone(), endpoints));
@@ -255,6 +259,7 @@ fn follow_events(model: &config::Model, set: &EndpointSet, events: &EventPlane) 
             replay: listed.replay.as_ref().map(|replay| replay.as_str().to_owned()),
             rank: 0,
             model: settings.clone(),
+            endpoint_knowledge: endpoint.knowledge.clone(),
         });
     }
 }
@@ -295,6 +300,27 @@ fn source_row(status: SourceStatus) -> SourceRow {
         n_quarantines: status.n_quarantines,
         n_panics: status.n_panics,
         n_generations: status.n_generations,
+    }
+}
+
+/// Lets the admin port show what each source knows.
+fn read_sources(events: &Arc<EventPlane>) -> ReadSources {
+    let events = events.clone();
+    ReadSources::new(move || events.status().iter().map(shown_source).collect())
+}
+
+fn shown_source(status: &SourceStatus) -> sources::SourceRow {
+    sources::SourceRow {
+        model: status.model.clone(),
+        endpoint: status.address,
+        rank: status.rank,
+        state: status.state.as_str(),
+        last_seq: status.last_seq.map(|seq| seq.0),
+        digest: SourceDigest { n_blocks: status.n_blocks, sum: Some(status.digest.sum) },
+        proved: status.proved.names(),
+        generations: status.n_generations,
+        gaps: status.n_gaps,
+        replays: status.n_replays,
     }
 }
 

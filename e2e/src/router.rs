@@ -37,6 +37,8 @@ pub struct RouterOptions {
     pub adapters: Vec<(String, String)>,
     /// The engines.
     pub engines: Vec<EngineAddress>,
+    /// Whether the router is told where events are replayed.
+    pub replays: bool,
     /// `models[].events.report`.
     pub reports: bool,
     /// `events.snapshots.dir`, written every second.
@@ -44,10 +46,18 @@ pub struct RouterOptions {
 }
 
 impl RouterOptions {
-    /// Engines with vLLM's default algorithm and no adapters.
+    /// Engines with vLLM's default algorithm and no adapters; replays, but no reports.
     pub fn new(engines: Vec<EngineAddress>) -> Self {
         let model = ENGINE_MODEL.to_owned();
-        Self { model, algorithm: HashAlgorithm::Sha256, adapters: Vec::new(), engines, reports: false, snapshots: None }
+        Self {
+            model,
+            algorithm: HashAlgorithm::Sha256,
+            adapters: Vec::new(),
+            engines,
+            replays: true,
+            reports: false,
+            snapshots: None,
+        }
     }
 }
 
@@ -156,8 +166,10 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Value {
-    let engine =
-        |engine: &EngineAddress| json!({"address": engine.http, "events": engine.events, "replay": engine.replay});
+    let engine = |engine: &EngineAddress| {
+        let replay = options.replays.then_some(&engine.replay);
+        json!({"address": engine.http, "events": engine.events, "replay": replay})
+    };
     let adapter = |(name, path): &(String, String)| json!({"name": name, "path": path});
     json!({
         "listen": {"extproc": extproc, "admin": admin},

@@ -93,6 +93,35 @@ impl Stack {
         Ok(())
     }
 
+    /// Waits until the router follows `engine` without knowing what it had cached before.
+    ///
+    /// # Errors
+    /// When that takes longer than 10 s.
+    pub async fn wait_incomplete(&self, engine: SocketAddr) -> Result<()> {
+        let router = self.router.as_ref().context("the router was stopped")?;
+        let deadline = Instant::now() + INDEX_DEADLINE;
+        loop {
+            let metrics = router.metrics().await?;
+            let endpoint = format!("endpoint=\"{engine}\"");
+            let mut states = metrics.lines().filter(|line| line.starts_with("warmroute_source_state{"));
+            let state = states.find(|line| line.contains(&endpoint)).unwrap_or_default();
+            if state.contains("state=\"incomplete\"") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the router shows {state:?}, expected it to be incomplete");
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Sum of all series of a metric of the router, 0 when it has none.
+    ///
+    /// # Errors
+    /// When the router does not answer.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let router = self.router.as_ref().context("the router was stopped")?;
+        Ok(sum(&router.metrics().await?, name))
+    }
+
     /// Tokens that the router has matched so far, over all requests.
     ///
     /// # Errors

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::http::HeaderMap;
 use e2e::engines::Engines;
 use e2e::envoy::SERVED_BY;
 use e2e::router::{EngineAddress, RouterOptions};
@@ -16,9 +18,10 @@ use e2e::sim::driver::TimeModel;
 use e2e::sim::publisher::{Publisher, PublisherOptions};
 use e2e::stack::Stack;
 use futures_util::StreamExt;
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Body, Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 /// Tokens of a prompt that fills [`N_BLOCKS`] blocks of 16 and a bit.
 const N_TOKENS: u32 = 330;
@@ -37,19 +40,29 @@ impl Setup {
 
     /// Three engines, and `others` that are in the list too.
     async fn start_with(others: Vec<EngineAddress>) -> Self {
-        let time = TimeModel { prefill_tokens_per_second: 1e6, decode_step: Duration::from_millis(5) };
-        let engines = Engines::simulated(3, &SimOptions { time, ..SimOptions::default() }).unwrap();
+        let engines = engines(3);
         let dir = tempfile::tempdir().unwrap();
         let listed: Vec<EngineAddress> = engines.addresses().into_iter().chain(others).collect();
         let stack = Stack::start(dir.path(), &RouterOptions::new(listed)).await.unwrap();
         Self { stack, engines, _dir: dir }
     }
 
+    /// One engine that has computed `prompts` before the router came, and keeps no events for it.
+    async fn late(prompts: &[Vec<u32>], reports: bool) -> Self {
+        let engines = engines(1);
+        for prompt in prompts {
+            compute(engines.http()[0], prompt).await;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let options = RouterOptions { replays: false, reports, ..RouterOptions::new(engines.addresses()) };
+        let stack = Stack::start(dir.path(), &options).await.unwrap();
+        stack.wait_incomplete(engines.http()[0]).await.unwrap();
+        Self { stack, engines, _dir: dir }
+    }
+
     /// Makes `engine` compute `prompt`, past Envoy, and waits until the router knows.
     async fn warm(&self, engine: SocketAddr, prompt: &[u32], n_blocks: u64) {
-        let url = format!("http://{engine}/v1/completions");
-        let body = json!({"prompt": prompt, "max_tokens": 1});
-        assert_eq!(Client::new().post(url).json(&body).send().await.unwrap().status(), 200);
+        compute(engine, prompt).await;
         self.stack.wait_indexed(engine, n_blocks).await.unwrap();
     }
 
@@ -57,6 +70,18 @@ impl Setup {
         let body = json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
         Client::new().post(self.stack.url("/v1/completions")).json(&body).send().await.unwrap()
     }
+}
+
+fn engines(n_engines: usize) -> Engines {
+    let time = TimeModel { prefill_tokens_per_second: 1e6, decode_step: Duration::from_millis(5) };
+    Engines::simulated(n_engines, &SimOptions { time, ..SimOptions::default() }).unwrap()
+}
+
+/// Makes `engine` compute `prompt`, past Envoy.
+async fn compute(engine: SocketAddr, prompt: &[u32]) {
+    let url = format!("http://{engine}/v1/completions");
+    let body = json!({"prompt": prompt, "max_tokens": 1});
+    assert_eq!(Client::new().post(url).json(&body).send().await.unwrap().status(), 200);
 }
 
 fn served_by(response: &Response) -> SocketAddr {
@@ -176,21 +201,114 @@ async fn requests_pass_when_the_router_is_gone() {
     }
 }
 
+/// An engine that answers with the body it got, and names the headers that told of its length.
+struct Echo {
+    stack: Stack,
+    _publisher: Publisher,
+    _server: JoinSet<std::io::Result<()>>,
+    _dir: TempDir,
+}
+
+impl Echo {
+    async fn start() -> Self {
+        let publisher = Publisher::start(PublisherOptions::default()).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let engine = EngineAddress {
+            http: listener.local_addr().unwrap(),
+            events: publisher.endpoint().to_owned(),
+            replay: publisher.replay_endpoint().to_owned(),
+        };
+        let echo = |headers: HeaderMap, body: Bytes| async move {
+            let told = |name: &str| headers.get(name).map_or("none", |value| value.to_str().unwrap()).to_owned();
+            ([("x-length", told("content-length")), ("x-encoding", told("transfer-encoding"))], body)
+        };
+        let app = axum::Router::new().fallback(echo).layer(DefaultBodyLimit::disable());
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, app).await });
+        let dir = tempfile::tempdir().unwrap();
+        let stack = Stack::start(dir.path(), &RouterOptions::new(vec![engine])).await.unwrap();
+        Self { stack, _publisher: publisher, _server: server, _dir: dir }
+    }
+}
+
+#[tokio::test]
+async fn clients_report_mode_is_cut_out_and_the_length_fits() {
+    let Echo { stack, .. } = &Echo::start().await;
+    for n_words in [1, 1_000, 2_000_000] {
+        let rest = format!(r#""model": "tiny", "odd": 1.50, "odd": [ ], "prompt": "{}""#, "kato ".repeat(n_words));
+        let given = format!(r#"{{"vllm_xargs": {{"kv_cache_report_mode": "full"}}, {rest}}}"#);
+        let expected = format!("{{{rest}}}");
+        let chunks: Vec<_> = given.as_bytes().chunks(100_000).map(|chunk| Ok::<_, String>(chunk.to_vec())).collect();
+        let chunked = Body::wrap_stream(futures_util::stream::iter(chunks));
+        for (body, form) in [(Body::from(given), "with a length"), (chunked, "in chunks")] {
+            let request = Client::new().post(stack.url("/v1/completions")).body(body);
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 200, "{form}, {n_words}");
+            let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+            let told = (header("x-length"), header("x-encoding"));
+            assert_eq!(told, (expected.len().to_string(), "none".to_owned()), "{form}, {n_words}");
+            assert_eq!(response.bytes().await.unwrap(), expected.as_bytes(), "{form}, {n_words}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn clients_report_mode_makes_no_engine_announce_anything() {
+    let setup = Setup::start().await;
+    let engine = setup.engines.http()[0];
+    setup.warm(engine, &prompt(1), N_BLOCKS).await;
+    let n_stored = async || {
+        setup.stack.wait_quiet().await.unwrap();
+        setup.stack.metric(r#"warmroute_events_total{"#).await.unwrap()
+    };
+    let before = n_stored().await;
+    let mut body = json!({"model": "tiny", "prompt": prompt(1), "max_tokens": 1});
+    body["vllm_xargs"] = json!({"kv_cache_report_mode": "full"});
+    let response = Client::new().post(setup.stack.url("/v1/completions")).json(&body).send().await.unwrap();
+    assert_eq!(served_by(&response), engine);
+    assert_eq!(n_stored().await, before);
+    // Past the router the same body does make it announce its blocks.
+    let url = format!("http://{engine}/v1/completions");
+    assert_eq!(Client::new().post(url).json(&body).send().await.unwrap().status(), 200);
+    assert_eq!(n_stored().await, before + 1.0);
+}
+
+#[tokio::test]
+async fn hot_prefixes_of_an_incomplete_engine_are_credited_after_one_report_each() {
+    let prompts = [prompt(1), prompt(2)];
+    let setup = Setup::late(&prompts, true).await;
+    let engine = setup.engines.http()[0];
+    for (number, prompt) in (1_u32..).zip(&prompts) {
+        let matched = async || setup.stack.matched_tokens().await.unwrap();
+        let before = matched().await;
+        assert_eq!(setup.complete(prompt).await.status(), 200);
+        assert_eq!(matched().await, before, "prompt {number} is hot and unknown");
+        setup.stack.wait_indexed(engine, N_BLOCKS * u64::from(number)).await.unwrap();
+        for _ in 0..2 {
+            let answer: Value = setup.complete(prompt).await.json().await.unwrap();
+            assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 16 * N_BLOCKS);
+        }
+        assert_eq!(matched().await, before + 2 * 16 * N_BLOCKS, "prompt {number} is known");
+        let n_requested = setup.stack.metric("warmroute_full_reports_requested_total{").await.unwrap();
+        assert_eq!(n_requested, f64::from(number), "known conversations do not ask");
+    }
+}
+
+#[tokio::test]
+async fn hot_prefixes_of_an_incomplete_engine_stay_unknown_without_reports() {
+    let setup = Setup::late(&[prompt(1)], false).await;
+    for _ in 0..3 {
+        let answer: Value = setup.complete(&prompt(1)).await.json().await.unwrap();
+        assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 16 * N_BLOCKS, "the prefix is hot");
+        setup.stack.wait_quiet().await.unwrap();
+    }
+    assert_eq!(setup.stack.matched_tokens().await.unwrap(), 0);
+    assert_eq!(setup.stack.metric("warmroute_full_reports_requested_total{").await.unwrap(), 0.0);
+}
+
 #[tokio::test]
 async fn malformed_bodies_reach_an_engine_unchanged() {
-    let publisher = Publisher::start(PublisherOptions::default()).unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let engine = EngineAddress {
-        http: listener.local_addr().unwrap(),
-        events: publisher.endpoint().to_owned(),
-        replay: publisher.replay_endpoint().to_owned(),
-    };
-    let echo = axum::Router::new().fallback(|body: Bytes| async { body });
-    let mut server = tokio::task::JoinSet::new();
-    server.spawn(async move { axum::serve(listener, echo).await });
-    let dir = tempfile::tempdir().unwrap();
-    let stack = Stack::start(dir.path(), &RouterOptions::new(vec![engine])).await.unwrap();
-
+    let Echo { stack, .. } = &Echo::start().await;
     let long = format!(r#"{{"model": "tiny", "prompt": "{}"#, "kato ".repeat(200_000));
     let bodies: [&[u8]; 8] = [
         b"{not json",

@@ -1,10 +1,11 @@
-//! The HTTP port for operators: metrics, liveness and readiness.
+//! The HTTP port for operators: metrics, liveness, readiness and event sources.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/metrics` | all instruments, OpenMetrics text |
 //! | `/livez` | 200 while the process serves; depends on nothing else, so that no outage restarts us |
 //! | `/readyz` | 200 when ready, else 503 and one line per reason, from [`health::Readiness`] |
+//! | `/sources` | every event source with what it knows, a JSON list of [`sources::SourceRow`]s |
 //!
 //! Other modules' routes are added by the caller, and are under the same limits.
 //!
@@ -12,17 +13,18 @@
 //! cluster, and whoever holds connections must not keep the kubelet's probes out.
 
 pub mod health;
+pub mod sources;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -32,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use self::health::Readiness;
+use self::sources::{ReadSources, SourceRow};
 use crate::telemetry::metrics::{self, Metrics};
 
 /// Limits of one connection, and of their number. Probes and scrapes take milliseconds.
@@ -51,6 +54,8 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// Conditions behind `/readyz`.
     pub readiness: Readiness,
+    /// Where `/sources` reads from.
+    pub sources: ReadSources,
 }
 
 /// Serves the port until `shutdown`, then lets answers under way finish for a second. `others` are further routes.
@@ -76,6 +81,7 @@ fn routes(state: AdminState) -> Router {
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .route("/sources", get(sources))
         .with_state(state)
 }
 
@@ -93,6 +99,10 @@ async fn readyz(State(state): State<AdminState>) -> (StatusCode, String) {
         return (StatusCode::OK, "ok\n".to_owned());
     }
     (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
+}
+
+async fn sources(State(state): State<AdminState>) -> Json<Vec<SourceRow>> {
+    Json(state.sources.read())
 }
 
 async fn serve(listener: TcpListener, routes: Router, limits: Limits, shutdown: CancellationToken) {
@@ -148,6 +158,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::health::Condition;
+    use super::sources::SourceDigest;
     use std::net::SocketAddr;
 
     use super::*;
@@ -162,10 +173,26 @@ mod tests {
         task: JoinHandle<()>,
     }
 
+    fn source(port: u16) -> SourceRow {
+        SourceRow {
+            model: "m".into(),
+            endpoint: ([127, 0, 0, 1], port).into(),
+            rank: 0,
+            state: "live",
+            last_seq: None,
+            digest: SourceDigest { n_blocks: 5, sum: None },
+            proved: Vec::new(),
+            generations: 1,
+            gaps: 0,
+            replays: 1,
+        }
+    }
+
     async fn start(limits: Limits) -> Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = AdminState { metrics: Arc::default(), readiness: Readiness::default() };
+        let sources = ReadSources::new(|| vec![source(8001), source(8000)]);
+        let state = AdminState { metrics: Arc::default(), readiness: Readiness::default(), sources };
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(serve(listener, routes(state.clone()), limits, shutdown.clone()));
         Server { address, state, shutdown, task }
@@ -219,6 +246,20 @@ mod tests {
         server.state.readiness.set(Condition::NotDraining, false);
         assert!(server.get("/readyz").await.ends_with("\r\n\r\ndraining\n"));
         assert!(server.get("/livez").await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn sources_are_a_json_list() {
+        let server = start(LIMITS).await;
+
+        let response = server.get("/sources").await;
+
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        assert!(response.contains("content-type: application/json"), "{response}");
+        let (_, body) = response.split_once("\r\n\r\n").unwrap();
+        let rows: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(rows.as_array().unwrap().len(), 2);
+        assert_eq!((&rows[0]["endpoint"], &rows[0]["digest"]["n_blocks"]), (&"127.0.0.1:8000".into(), &5.into()));
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod hash;
 mod lines;
+pub mod tail;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,15 @@ enum Command {
     Hash,
     /// Decode vLLM's KV event batches: JSON lines from standard input to standard output.
     Decode,
+    /// Look at what an engine publishes.
+    #[command(subcommand)]
+    Events(EventsCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum EventsCommand {
+    /// Show KV events as they come, decoded, with marks for gaps, restarts and what cannot be read.
+    Tail(tail::Options),
 }
 
 /// The program could not do what it was asked.
@@ -61,6 +71,8 @@ enum Error {
     Serve(#[from] supervisor::Error),
     #[error("cannot read standard input or write standard output")]
     Stdio(#[source] io::Error),
+    #[error(transparent)]
+    Tail(#[from] tail::Error),
 }
 
 /// Runs the command that the arguments name.
@@ -87,6 +99,10 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         }
         Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Decode => decode::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
+        Command::Events(EventsCommand::Tail(options)) => {
+            tail::run(options, io::stdout().lock())?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -130,6 +130,8 @@ pub struct Model {
     pub block_hash: BlockHash,
     /// Where token ids come from.
     pub tokenizer: Tokenizer,
+    /// The engine's KV events.
+    pub events: ModelEvents,
     /// The endpoints.
     pub discovery: Discovery,
 }
@@ -169,6 +171,14 @@ pub struct Tokenizer {
     pub budget: Human,
 }
 
+/// `models[].events`: what may be done about the engine's KV events.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelEvents {
+    /// Whether one request of each conversation has its engine announce what it reuses, where the router does not know all
+    /// of the engine's cache; default false. Needs vLLM 0.26.
+    pub report: bool,
+}
+
 /// `models[].discovery`
 #[derive(Clone, Debug, Serialize)]
 pub struct Discovery {
@@ -182,7 +192,8 @@ pub struct Discovery {
 pub struct StaticEndpoint {
     /// IP literal and port, as in Envoy's cluster.
     pub address: SocketAddr,
-    /// Where the engine publishes KV events; unset, the endpoint is picked by load only.
+    /// Where the engine publishes KV events; unset, the endpoint is picked by load only. `tcp://*:port` is a port of ours
+    /// that the engine dials: its topic has to be `kv@`, the address, `@` and the model's name.
     pub events: Option<ZmqEndpoint>,
     /// Where the engine replays them; unset, every reconnect starts from nothing.
     pub replay: Option<ZmqEndpoint>,
@@ -332,8 +343,8 @@ fn read_shutdown(node: &Node<'_>) -> Shutdown {
 }
 
 fn read_model(node: &Node<'_>) -> Option<Model> {
-    let [name, aliases, default, adapters, block_hash, tokenizer, discovery] =
-        node.fields(["name", "aliases", "default", "adapters", "block_hash", "tokenizer", "discovery"]);
+    let [name, aliases, default, adapters, block_hash, tokenizer, events, discovery] =
+        node.fields(["name", "aliases", "default", "adapters", "block_hash", "tokenizer", "events", "discovery"]);
     let name = name.name("the model's name");
     let aliases = each(&aliases.items(), |alias| alias.name("a model name"));
     let default = default.or(false, "true or false");
@@ -344,6 +355,7 @@ fn read_model(node: &Node<'_>) -> Option<Model> {
     let adapters = each(&adapters.items(), read_adapter);
     let block_hash = read_block_hash(&block_hash);
     let tokenizer = read_tokenizer(&tokenizer);
+    let events = read_model_events(&events);
     let discovery = read_discovery(&discovery);
     Some(Model {
         name: name?.into(),
@@ -352,6 +364,7 @@ fn read_model(node: &Node<'_>) -> Option<Model> {
         adapters: adapters?,
         block_hash,
         tokenizer,
+        events,
         discovery: discovery?,
     })
 }
@@ -386,6 +399,11 @@ fn read_tokenizer(node: &Node<'_>) -> Tokenizer {
     Tokenizer { kind: kind.or(TokenizerKind::Remote, "remote"), budget: limit }
 }
 
+fn read_model_events(node: &Node<'_>) -> ModelEvents {
+    let [report] = node.fields(["report"]);
+    ModelEvents { report: report.or(false, "true or false") }
+}
+
 fn read_discovery(node: &Node<'_>) -> Option<Discovery> {
     let [fixed] = node.fields(["static"]);
     if fixed.items().is_empty() {
@@ -405,6 +423,9 @@ fn read_endpoint(node: &Node<'_>) -> Option<StaticEndpoint> {
     const EVENTS: &str = "a ZMQ endpoint such as tcp://127.0.0.1:5557";
     let [address, events, replay] = node.fields(["address", "events", "replay"]);
     let (publisher, replayer) = (events.optional(EVENTS), replay.optional(EVENTS));
+    if replayer.as_ref().is_some_and(ZmqEndpoint::is_bound) {
+        replay.fault("a wildcard", "an address to dial: vLLM binds its replay endpoint");
+    }
     if replayer.is_some() && publisher.is_none() {
         replay.fault("a replay endpoint without events", "events as well");
     }
@@ -451,6 +472,7 @@ models:
     adapters: [{name: lora-a, path: model/lora-a}]
     block_hash: {algorithm: sha256, pythonhashseed: null}
     tokenizer: {kind: remote, budget: 100ms}
+    events: {report: true}
     discovery:
       static:
         - {address: 127.0.0.1:8000, events: tcp://127.0.0.1:5557, replay: tcp://127.0.0.1:5558}
@@ -472,6 +494,7 @@ models:
         let config = parse(FULL, &[]).expect("valid");
         assert_eq!(config.models[0].block_hash.pythonhashseed, None);
         assert_eq!(config.models[0].tokenizer.budget.0, Duration::from_millis(100));
+        assert!(config.models[0].events.report);
         let again = parse(&config.to_yaml(), &[]).expect("the effective configuration is valid");
         assert_eq!(again.to_yaml(), config.to_yaml());
     }
@@ -485,6 +508,7 @@ models:
     default: true
     block_hash: {algorithm: md5}
     tokenizer: {budget: fast}
+    events: {report: sometimes}
     discovery: {static: [{address: localhost:8000, events: 'udp://x'}, {events: tcp://h:1}]}
   - {name: b, default: true, aliases: [b], discovery: {static: [{address: 1.1.1.1:1}, {address: 1.1.1.1:1}]}}
   - {name: b, default: true, discovery: {static: [{address: 1.1.1.1:1}]}}
@@ -495,6 +519,7 @@ models:
             "listen.extproc: found \"nowhere\"",
             "models[0].block_hash.algorithm: found \"md5\"",
             "models[0].tokenizer.budget: found \"fast\"",
+            "models[0].events.report: found \"sometimes\"",
             "models[0].discovery.static[0].address: found \"localhost:8000\"",
             "models[0].discovery.static[0].events: found \"udp://x\"",
             "models[0].discovery.static[1].address: found nothing",

@@ -46,12 +46,17 @@ impl FromStr for TokenizerKind {
     }
 }
 
-/// A ZMQ endpoint that can be connected to: `tcp://host:port` or `ipc://path`.
+/// A ZMQ endpoint: `tcp://host:port` or `ipc://path`; the host `*` is a port of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct ZmqEndpoint(String);
 
 impl ZmqEndpoint {
+    /// Whether it is a port of ours, which others dial.
+    pub fn is_bound(&self) -> bool {
+        self.0.starts_with("tcp://*:")
+    }
+
     /// As libzmq takes it.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -62,9 +67,10 @@ impl FromStr for ZmqEndpoint {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let is_tcp = text.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':')).is_some_and(|(host, port)| {
-            !host.is_empty() && host != "*" && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
+        let is_tcp = text
+            .strip_prefix("tcp://")
+            .and_then(|rest| rest.rsplit_once(':'))
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
         let is_ipc = text.strip_prefix("ipc://").is_some_and(|path| !path.is_empty());
         if is_tcp || is_ipc { Ok(Self(text.to_owned())) } else { Err(()) }
     }
@@ -75,11 +81,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_endpoints_that_can_be_connected_to_are_taken() {
-        for good in ["tcp://127.0.0.1:5557", "tcp://[::1]:5557", "tcp://engine-0.engines:5557", "ipc:///run/kv"] {
+    fn only_endpoints_of_zmq_are_taken() {
+        for good in
+            ["tcp://*:5557", "tcp://127.0.0.1:5557", "tcp://[::1]:5557", "tcp://engine-0.engines:5557", "ipc:///run/kv"]
+        {
             assert!(good.parse::<ZmqEndpoint>().is_ok(), "{good}");
         }
-        for bad in ["tcp://*:5557", "tcp://host", "tcp://host:0", "tcp://:1", "host:1", "ipc://", "udp://h:1", ""] {
+        for bad in ["tcp://host", "tcp://host:0", "tcp://:1", "host:1", "ipc://", "udp://h:1", ""] {
             assert!(bad.parse::<ZmqEndpoint>().is_err(), "{bad}");
         }
     }

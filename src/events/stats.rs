@@ -1,8 +1,8 @@
 //! What is shown of a source: counters that its thread writes and a scrape reads.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::continuity::{Phase, SeqNo};
 use crate::routing::endpoint::EndpointId;

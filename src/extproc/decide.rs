@@ -12,10 +12,12 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::message::RequestHead;
+use super::report::{Found, Reports, body_to_send};
 use crate::request::{self, Api, LlmRequest, Prompt};
 use crate::routing::endpoint::EndpointSet;
-use crate::routing::hash::{BlockHasher, Scope};
-use crate::routing::index::{KeyKinds, Keyspace, KeyspaceIndex, Overlaps, PrefixIndex};
+use crate::routing::hash::own::OwnHasher;
+use crate::routing::hash::{BlockHash, BlockHasher, Scope};
+use crate::routing::index::{KeyKinds, Keyspace, KeyspaceIndex, KeyspaceKind, Overlaps, PrefixIndex};
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
 use crate::routing::score::{TokenMatch, candidates};
@@ -29,12 +31,29 @@ pub struct Pool {
     pub model: Arc<str>,
     /// Adapters of the model with the paths they were loaded from.
     pub adapters: Vec<(Arc<str>, Arc<str>)>,
-    /// Hashes as the engines do; none when their root cannot be known.
+    /// Hashes as the engines do; none when their root cannot be known: then only our own hashes are looked up.
     pub hasher: Option<BlockHasher>,
     /// Asks the engines for tokens.
     pub tokenizer: RemoteTokenizer,
     /// The newest endpoint set: written by discovery, read by every request.
     pub endpoints: watch::Receiver<Arc<EndpointSet>>,
+    /// Chooses the requests that have their engine announce what it reuses; none where the model is not set to.
+    pub reports: Option<Reports>,
+}
+
+impl Pool {
+    /// Hashes of a prompt's full blocks in a keyspace of the model; none where they cannot be computed.
+    fn chain(&self, keyspace: &Keyspace, tokens: &[u32], scope: &Scope) -> Vec<BlockHash> {
+        match (&keyspace.kind, &self.hasher) {
+            (KeyspaceKind::Own, _) => OwnHasher::new(&self.model).scoped_chain(tokens, keyspace.block_size, scope),
+            (KeyspaceKind::Engine { algorithm, root }, Some(hasher))
+                if hasher.algorithm() == *algorithm && hasher.root() == *root =>
+            {
+                hasher.scoped_chain(tokens, keyspace.block_size, scope)
+            }
+            (KeyspaceKind::Engine { .. }, _) => Vec::new(),
+        }
+    }
 }
 
 /// What the client's model name stands for.
@@ -73,6 +92,15 @@ impl Pools {
             None => self.default.as_ref().ok_or(Leave::NoModel),
         }
     }
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub struct Answer {
+    /// Where it goes.
+    pub verdict: Verdict,
+    /// Its body, if that is not the client's.
+    pub body: Option<Vec<u8>>,
 }
 
 /// The answer to "where does this request go?".
@@ -159,6 +187,14 @@ pub struct Router {
 struct Lookup {
     prompt_tokens: u32,
     matches: Vec<TokenMatch>,
+    longest: Chain,
+}
+
+/// The blocks of a prompt that an engine could reuse, in the keyspace that has most of them.
+#[derive(Default)]
+struct Chain {
+    hashes: Vec<BlockHash>,
+    n_tokens: u32,
 }
 
 impl Router {
@@ -180,30 +216,51 @@ impl Router {
     }
 
     /// Decides where a request goes and counts it.
-    pub async fn decide(&self, head: &RequestHead, body: &[u8]) -> Verdict {
+    pub async fn decide(&self, head: &RequestHead, body: &[u8]) -> Answer {
         let started = Instant::now();
-        let verdict = self.verdict(head, body).await;
+        let (verdict, extended) = self.verdict(head, body).await;
+        let body = body_to_send(body, extended);
         self.metrics.observe_decision(started.elapsed());
         self.count(&verdict);
-        verdict
+        Answer { verdict, body }
     }
 
-    async fn verdict(&self, head: &RequestHead, body: &[u8]) -> Verdict {
+    /// The verdict, and the request's body if it is to ask for a full report.
+    async fn verdict(&self, head: &RequestHead, body: &[u8]) -> (Verdict, Option<Vec<u8>>) {
         let request = self.timed(Stage::Parse, || request::read(Api::of_path(&head.path), body));
         let model = request.as_ref().ok().and_then(|request| request.model.as_deref());
         let target = match self.pools.find(model) {
             Ok(target) => target,
-            Err(leave) => return Verdict::Leave(leave),
+            Err(leave) => return (Verdict::Leave(leave), None),
         };
         let endpoints = target.pool.endpoints.borrow().clone();
         if !endpoints.synced {
-            return Verdict::Leave(Leave::NotSynced);
+            return (Verdict::Leave(Leave::NotSynced), None);
         }
         let lookup = match request {
             Ok(request) => self.look_up(target, &endpoints, request).await,
             Err(_) => Err(Fallback::UnreadableBody),
         };
-        self.route(target, &endpoints, head.subset.as_deref(), &lookup)
+        let verdict = self.route(target, &endpoints, head.subset.as_deref(), &lookup);
+        let extended = self.extend(&verdict, &lookup, body);
+        (verdict, extended)
+    }
+
+    /// The body with a request for a full report, if the endpoint should make one.
+    fn extend(&self, verdict: &Verdict, lookup: &Result<Lookup, Fallback>, body: &[u8]) -> Option<Vec<u8>> {
+        let Verdict::Route(routed) = verdict else { return None };
+        let reports = routed.pool.reports.as_ref()?;
+        let pick = &routed.decision.pick;
+        let found = match lookup {
+            Ok(Lookup { longest, .. }) => {
+                Found::Blocks { chain: &longest.hashes, is_credited: pick.matched_tokens >= longest.n_tokens }
+            }
+            Err(Fallback::NoIndex) if routed.pool.hasher.is_some() => Found::NoIndex,
+            Err(_) => return None,
+        };
+        let extended = reports.extend(body, &pick.endpoint, found, self.now())?;
+        self.metrics.count_full_report(&routed.pool.model);
+        Some(extended)
     }
 
     /// What the pool's endpoints hold of the prompt.
@@ -211,7 +268,6 @@ impl Router {
         if let Prompt::Opaque(opaque) = request.prompt {
             return Err(Fallback::Opaque(opaque.as_str()));
         }
-        let hasher = target.pool.hasher.as_ref().ok_or(Fallback::NoIndex)?;
         let keyspaces = self.index.keyspaces_of(&target.pool.model);
         if keyspaces.is_empty() {
             return Err(Fallback::NoIndex);
@@ -225,8 +281,8 @@ impl Router {
             truncation.apply(&mut tokens);
         }
         let scope = scope(target, request.cache_salt);
-        let matches = self.matches(hasher, &keyspaces, &tokens, &scope, required_kinds(target, &scope));
-        Ok(Lookup { prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX), matches })
+        let (matches, longest) = self.matches(target, &keyspaces, &tokens, &scope);
+        Ok(Lookup { prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX), matches, longest })
     }
 
     /// Asks the least loaded endpoint that is not avoided.
@@ -245,21 +301,23 @@ impl Router {
         })
     }
 
+    /// Looks the prompt up in every keyspace in which some source has blocks; a rank that has blocks in several counts with
+    /// its best.
     fn matches(
         &self,
-        hasher: &BlockHasher,
+        target: &Target,
         keyspaces: &[(Keyspace, Arc<KeyspaceIndex>)],
         tokens: &[u32],
         scope: &Scope,
-        required: KeyKinds,
-    ) -> Vec<TokenMatch> {
+    ) -> (Vec<TokenMatch>, Chain) {
+        let required = required_kinds(target, scope);
         let mut overlaps = Overlaps::default();
-        let mut matches = Vec::new();
+        let (mut matches, mut longest) = (Vec::new(), Chain::default());
         for (keyspace, index) in keyspaces {
             let block_size = keyspace.block_size;
             // The engine computes at least the last token of a prompt, so it never reuses the block that holds it.
             let reusable = &tokens[..tokens.len().saturating_sub(1)];
-            let hashes = self.timed(Stage::Hash, || hasher.scoped_chain(reusable, block_size, scope));
+            let hashes = self.timed(Stage::Hash, || target.pool.chain(keyspace, reusable, scope));
             self.timed(Stage::Lookup, || index.overlaps(&hashes, required, &mut overlaps));
             matches.extend(overlaps.matches().map(|found| TokenMatch {
                 endpoint: found.endpoint,
@@ -267,8 +325,12 @@ impl Router {
                 tokens: found.n_blocks * block_size.get(),
                 offloaded_tokens: found.n_offloaded * block_size.get(),
             }));
+            if hashes.len() > longest.hashes.len() {
+                let n_blocks = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+                longest = Chain { hashes, n_tokens: n_blocks.saturating_mul(block_size.get()) };
+            }
         }
-        matches
+        (matches, longest)
     }
 
     fn route(

@@ -1,7 +1,7 @@
 //! Envoy's external processor: one gRPC stream per HTTP request.
 //!
-//! [`stream`] says what each message asks for, [`decide`] decides, [`reply`] builds answers, [`mod@settle`] learns from the
-//! response; this adapter only carries values between them and the socket. The in-flight count lives in the stream's
+//! [`stream`] says what each message asks for, [`decide`] decides, [`report`] says which requests ask their engine for a
+//! report, [`reply`] builds answers, [`mod@settle`] learns from the response; this adapter only carries values between them and the socket. The in-flight count lives in the stream's
 //! `Session`: however the stream ends, the count ends with it.
 //!
 //! A panic costs its own stream, which ends with `internal`: never with OK, which would let the request pass unrouted.
@@ -9,6 +9,7 @@
 pub mod decide;
 pub mod message;
 pub mod reply;
+pub mod report;
 pub mod settle;
 pub mod stream;
 
@@ -32,7 +33,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span, debug, error, warn};
 
-use self::decide::{Routed, Router, Verdict};
+use self::decide::{Answer, Routed, Router, Verdict};
 use self::message::{BodyMode, RequestHead, Served};
 use self::reply::Replies;
 use self::settle::{Settled, settle};
@@ -243,8 +244,8 @@ impl Session {
 
     async fn decide(&mut self, head: &RequestHead, body: &[u8]) -> ProcessingResponse {
         self.span.record(attribute::OPERATION_NAME, Api::of_path(&head.path).operation());
-        let verdict = self.router.decide(head, body).await;
-        let reply = self.state.decided(&verdict);
+        let Answer { verdict, body } = self.router.decide(head, body).await;
+        let reply = self.state.decided(&verdict, body);
         match verdict {
             Verdict::Route(routed) => {
                 self.note_decision(&routed.decision);
@@ -276,7 +277,8 @@ impl Session {
         self.span.record(attribute::PROMPT_TOKENS, i64::from(*prompt_tokens));
         debug!(
             %model, endpoint = %pick.endpoint.address, outcome = outcome.as_str(), fallback,
-            matched_tokens = pick.matched_tokens, prompt_tokens, "endpoint picked"
+            matched_tokens = pick.matched_tokens, offloaded_tokens = pick.offloaded_tokens, rank = pick.rank,
+            prompt_tokens, "endpoint picked"
         );
     }
 

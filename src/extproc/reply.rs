@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use envoy_types::pb::envoy::service::ext_proc::v3::{
-    BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse, ProcessingResponse,
+    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse, ProcessingResponse,
     TrailersResponse,
 };
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
@@ -116,6 +117,19 @@ fn common(step: RequestStep, response: Option<CommonResponse>) -> ProcessingResp
         RequestStep::Headers => Response::RequestHeaders(HeadersResponse { response }),
         RequestStep::Body => Response::RequestBody(BodyResponse { response }),
     })
+}
+
+/// Lets a request go on with another body than the client's; a reply to anything but the body stays as it is.
+///
+/// The length goes with it: Envoy drops the request's own header or refuses the reply where the two differ, depending on its version.
+pub fn with_body(mut reply: ProcessingResponse, body: Vec<u8>) -> ProcessingResponse {
+    if let Some(Response::RequestBody(BodyResponse { response: Some(common) })) = &mut reply.response {
+        let value = body.len().to_string().into_bytes();
+        let length = HeaderValue { key: "content-length".to_owned(), raw_value: value, ..Default::default() };
+        common.header_mutation.get_or_insert_default().set_headers.push(overwrite(length));
+        common.body_mutation = Some(BodyMutation { mutation: Some(Mutation::Body(body)) });
+    }
+    reply
 }
 
 /// An error of ours, in the shape of OpenAI's API.

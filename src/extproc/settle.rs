@@ -97,6 +97,7 @@ mod tests {
             hasher: None,
             tokenizer: RemoteTokenizer::new(Duration::from_millis(1)).expect("a client"),
             endpoints: watch::channel(Arc::new(set)).1,
+            reports: None,
         };
         let pick = Pick {
             endpoint: endpoints[0].clone(),

@@ -89,14 +89,20 @@ impl StreamState {
         }
     }
 
-    /// The decision that was asked for.
-    pub fn decided(&mut self, verdict: &Verdict) -> ProcessingResponse {
+    /// The decision that was asked for, and the request's body if it is to be another one.
+    pub fn decided(&mut self, verdict: &Verdict, body: Option<Vec<u8>>) -> ProcessingResponse {
         let step = match self.phase {
             Phase::Deciding(step) => step,
             _ => RequestStep::Body,
         };
         self.phase = Phase::Past;
-        self.replies.verdict(step, verdict)
+        let reply = self.replies.verdict(step, verdict);
+        // In all other modes the length has gone to the endpoint before the body came to us.
+        let may_replace = matches!(self.mode, Some(BodyMode::Buffered | BodyMode::BufferedPartial));
+        match body {
+            Some(body) if may_replace => reply::with_body(reply, body),
+            Some(_) | None => reply,
+        }
     }
 
     fn on_request_headers(&mut self, mode: BodyMode, message: &ProcessingRequest, headers: &HttpHeaders) -> Step {
@@ -145,9 +151,10 @@ mod tests {
 
     use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, Metadata};
     use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+    use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
     use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
     use envoy_types::pb::envoy::service::ext_proc::v3::{
-        HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse, ProtocolConfiguration,
+        BodyMutation, HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse, ProtocolConfiguration,
     };
     use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 
@@ -217,7 +224,7 @@ mod tests {
         let Step::Decide { head, body } = state.on_message(request_body(b"{}")) else { panic!("expected to decide") };
         assert_eq!((head.path.as_str(), body.as_slice()), ("/v1/completions", &b"{}"[..]));
         assert!(!state.may_end(), "Envoy would pass the request on unrouted");
-        let reply = state.decided(&Verdict::Leave(Leave::UnknownModel));
+        let reply = state.decided(&Verdict::Leave(Leave::UnknownModel), None);
         assert_clears_routing_headers(reply.response.expect("a reply has a response"));
         assert!(state.may_end());
     }
@@ -227,7 +234,7 @@ mod tests {
         let mut state = state();
         let step = state.on_message(request_headers(true));
         assert!(matches!(&step, Step::Decide { body, .. } if body.is_empty()), "{step:?}");
-        let reply = state.decided(&Verdict::Leave(Leave::NoModel)).response.expect("a reply has a response");
+        let reply = state.decided(&Verdict::Leave(Leave::NoModel), None).response.expect("a reply has a response");
         assert!(matches!(reply, Response::RequestHeaders(_)));
         assert_clears_routing_headers(reply);
     }
@@ -239,7 +246,7 @@ mod tests {
             let step = state.on_message(with_mode(mode));
             assert!(matches!(step, Step::Decide { .. }), "{step:?}");
             assert_eq!(state.mode(), Some(expected));
-            state.decided(&Verdict::Leave(Leave::NoModel));
+            state.decided(&Verdict::Leave(Leave::NoModel), None);
             let Response::RequestBody(reply) = replied(state.on_message(request_body(b"x"))) else { panic!("in kind") };
             assert_eq!(reply.response, None, "a later piece does not undo the decision");
         }
@@ -252,10 +259,44 @@ mod tests {
     }
 
     #[test]
+    fn body_is_replaced_with_its_length_and_only_where_the_length_has_not_gone_ahead() {
+        let new_body = |mode| {
+            let mut state = state();
+            if let Some(mode) = mode {
+                state.on_message(with_mode(mode));
+            } else {
+                state.on_message(request_headers(false));
+            }
+            if matches!(mode, None | Some(BodySendMode::Buffered | BodySendMode::BufferedPartial)) {
+                state.on_message(request_body(b"{}"));
+            }
+            let reply = state.decided(&Verdict::Leave(Leave::NoModel), Some(b"{ }".to_vec())).response;
+            let common = match reply {
+                Some(Response::RequestBody(body)) => body.response,
+                Some(Response::RequestHeaders(headers)) => headers.response,
+                other => panic!("expected a request step, found {other:?}"),
+            }
+            .expect("a request step always mutates headers");
+            let headers = common.header_mutation.expect("a request step always mutates headers");
+            assert_eq!(headers.remove_headers, ["x-gateway-destination-endpoint", "target-pod"]);
+            let set = headers.set_headers.into_iter().filter_map(|option| option.header);
+            (common.body_mutation, set.map(|header| (header.key, header.raw_value)).collect::<Vec<_>>())
+        };
+        for mode in [None, Some(BodySendMode::Buffered), Some(BodySendMode::BufferedPartial)] {
+            let (body, set) = new_body(mode);
+            assert_eq!(body, Some(BodyMutation { mutation: Some(Mutation::Body(b"{ }".to_vec())) }), "{mode:?}");
+            assert_eq!(set, [("content-length".to_owned(), b"3".to_vec())], "{mode:?}");
+        }
+        for mode in [BodySendMode::None, BodySendMode::Streamed] {
+            assert_eq!(new_body(Some(mode)), (None, vec![]), "{mode:?}");
+        }
+    }
+
+    #[test]
     fn refusal_is_an_openai_error() {
         let mut state = state();
         state.on_message(request_headers(true));
-        let reply = state.decided(&Verdict::Refuse(Refusal::NoEndpoint)).response;
+        let reply = state.decided(&Verdict::Refuse(Refusal::NoEndpoint), None).response;
         let Some(Response::ImmediateResponse(ImmediateResponse { status, body, details, .. })) = reply else {
             panic!("expected an immediate response, found {reply:?}")
         };
@@ -348,7 +389,7 @@ mod tests {
                 assert!(is_in_kind(&message, &step), "order {order}: {message:?} {step:?}");
                 if let Step::Decide { .. } = step {
                     n_decided += 1;
-                    state.decided(&Verdict::Leave(Leave::NoModel));
+                    state.decided(&Verdict::Leave(Leave::NoModel), None);
                 }
             }
             assert!(n_decided <= 1, "order {order}");

@@ -1,4 +1,4 @@
-//! Reads the parts of an OpenAI-style request that routing needs; nothing is changed and nothing is kept.
+//! Reads the parts of an OpenAI-style request that routing needs; nothing is kept, and nothing is changed but what [`report`] says.
 //!
 //! A prompt given as token ids is used as it is. Any other prompt becomes the body of a `/tokenize` call, made of an
 //! allow-list of the client's fields, copied byte for byte (vLLM 0.32.0 `/tokenize`, checked against a running server).
@@ -9,6 +9,7 @@
 
 mod chat;
 mod completion;
+pub mod report;
 
 use std::borrow::Cow;
 

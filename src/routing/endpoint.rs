@@ -1,7 +1,8 @@
-//! Endpoints and the sets that requests choose from.
+//! Endpoints, the sets that requests choose from, and what is not known of an endpoint's cache.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::load::Load;
 
@@ -21,12 +22,14 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// What this router knows of its load and its recent failures.
     pub load: Load,
+    /// Whether the index may lack blocks that its cache has; shared with its event sources.
+    pub knowledge: Arc<Knowledge>,
 }
 
 impl Endpoint {
     /// A new endpoint with nothing in flight.
     pub fn new(id: EndpointId, address: SocketAddr) -> Self {
-        Self { id, address, load: Load::default() }
+        Self { id, address, load: Load::default(), knowledge: Arc::default() }
     }
 }
 
@@ -37,4 +40,99 @@ pub struct EndpointSet {
     pub synced: bool,
     /// The endpoints, in no particular order, without duplicates.
     pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// What the event sources of an endpoint (its data-parallel ranks) do not know of its cache.
+///
+/// Written by the sources, read by requests. Neither number guards other memory, and a request that reads one of them a
+/// moment late asks for one report too many or too few, so all accesses are relaxed.
+#[derive(Debug, Default)]
+pub struct Knowledge {
+    n_incomplete: AtomicU32,
+    n_generations: AtomicU32,
+}
+
+impl Knowledge {
+    /// Whether blocks that were stored before some source began to follow may still be cached without our knowing.
+    pub fn is_incomplete(&self) -> bool {
+        self.n_incomplete.load(Ordering::Relaxed) > 0
+    }
+
+    /// Changes whenever a source forgets what it knew, and with it whatever was reported to it.
+    pub fn n_generations(&self) -> u32 {
+        self.n_generations.load(Ordering::Relaxed)
+    }
+}
+
+/// What one source says to its endpoint's [`Knowledge`]. A source that is dropped says nothing any more.
+#[derive(Debug)]
+pub struct SourceKnowledge {
+    endpoint: Arc<Knowledge>,
+    is_incomplete: bool,
+}
+
+impl SourceKnowledge {
+    /// Of a source that is not incomplete yet.
+    pub fn new(endpoint: Arc<Knowledge>) -> Self {
+        Self { endpoint, is_incomplete: false }
+    }
+
+    /// The source follows its publisher, and does (not) lack what came before.
+    pub fn mark_incomplete(&mut self, is_incomplete: bool) {
+        match (self.is_incomplete, is_incomplete) {
+            (false, true) => self.endpoint.n_incomplete.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.endpoint.n_incomplete.fetch_sub(1, Ordering::Relaxed),
+            (false, false) | (true, true) => return,
+        };
+        self.is_incomplete = is_incomplete;
+    }
+
+    /// The source has forgotten what it knew.
+    pub fn start_generation(&self) {
+        self.endpoint.n_generations.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for SourceKnowledge {
+    fn drop(&mut self) {
+        self.mark_incomplete(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoint_is_incomplete_while_one_of_its_sources_is() {
+        let endpoint = Arc::<Knowledge>::default();
+        let mut first = SourceKnowledge::new(endpoint.clone());
+        let mut second = SourceKnowledge::new(endpoint.clone());
+        assert!(!endpoint.is_incomplete());
+        first.mark_incomplete(true);
+        first.mark_incomplete(true);
+        second.mark_incomplete(true);
+        first.mark_incomplete(false);
+        assert!(endpoint.is_incomplete(), "the second source still is");
+        second.mark_incomplete(false);
+        second.mark_incomplete(false);
+        assert!(!endpoint.is_incomplete());
+    }
+
+    #[test]
+    fn dropped_source_says_nothing_any_more() {
+        let endpoint = Arc::<Knowledge>::default();
+        let mut source = SourceKnowledge::new(endpoint.clone());
+        source.mark_incomplete(true);
+        drop(source);
+        assert!(!endpoint.is_incomplete());
+    }
+
+    #[test]
+    fn generations_of_all_sources_count() {
+        let endpoint = Arc::<Knowledge>::default();
+        SourceKnowledge::new(endpoint.clone()).start_generation();
+        SourceKnowledge::new(endpoint.clone()).start_generation();
+        assert_eq!(endpoint.n_generations(), 2);
+    }
 }

@@ -79,7 +79,7 @@ pub enum Fallback {
     UnreadableBody,
     /// No engine answered `/tokenize`; the reason is that of the tokenizer.
     Tokenizer(&'static str),
-    /// No engine has announced a block yet, or the root of the model's hashes cannot be known.
+    /// No engine has announced a block yet.
     NoIndex,
 }
 

@@ -205,7 +205,7 @@ mod tests {
 
     use super::*;
     use crate::events::continuity::{Overlap, PayloadDigest, SeqNo};
-    use crate::snapshots::test_image;
+    use crate::events::snapshot::tests::image;
 
     fn dir() -> (TempDir, SnapshotDir) {
         let temporary = TempDir::new().unwrap();
@@ -220,7 +220,7 @@ mod tests {
 
     fn snapshot(model: &str, seq: u64) -> Snapshot {
         let overlap = Overlap { seq: SeqNo(seq), digest: PayloadDigest::of(b"x") };
-        Snapshot { key: key(model), overlap, complete: true, image: test_image() }
+        Snapshot { key: key(model), overlap, complete: true, image: image(b"blocks") }
     }
 
     fn write(dir: &SnapshotDir, snapshot: &Snapshot) -> PathBuf {

@@ -119,9 +119,3 @@ async fn encoded(plane: &Arc<EventPlane>, key: SourceKey) -> Option<Vec<u8>> {
     let taken = tokio::task::spawn_blocking(move || plane.snapshot(&key).as_ref().map(Snapshot::encode));
     taken.await.expect("taking a snapshot is no panic")
 }
-
-/// An image for tests that only carry it.
-#[cfg(test)]
-fn test_image() -> crate::events::apply::Image {
-    crate::events::apply::Image { hashes: vec![1, 2, 3] }
-}

@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_new_source_is_asked_for_once_while_it_catches_up() {
         let mut needs = Needs::default();
-        assert_eq!(due(&mut needs, Duration::ZERO, SourceState::Disconnected), None, "replicas do not ask together");
+        assert_eq!(due(&mut needs, Duration::ZERO, SourceState::Connecting), None, "replicas do not ask together");
         assert_eq!(due(&mut needs, SECOND, SourceState::CatchingUp), Some(need(false, 0)));
         for now in 2..1000 {
             assert_eq!(due(&mut needs, now * SECOND, SourceState::CatchingUp), None);

@@ -60,6 +60,7 @@ pub struct Metrics {
     streams_in_flight: Gauge,
     stream_panics: Counter,
     misconfigured_streams: Family<ModeLabels, Counter>,
+    full_reports_requested: Family<ModelLabels, Counter>,
     picks_not_served: Family<NotServedLabels, Counter>,
     endpoint_avoided: Family<ModelLabels, Counter>,
     endpoints: Family<ModelLabels, Gauge>,
@@ -211,6 +212,11 @@ impl Metrics {
                 "misconfigured_streams",
                 "ext_proc streams whose body mode shows no whole prompt before the pick",
             ),
+            full_reports_requested: add(
+                r,
+                "full_reports_requested",
+                "Requests that had their engine announce the blocks that it reused",
+            ),
             picks_not_served: add(r, "picks_not_served", "Picks that did not serve at the first attempt"),
             endpoint_avoided: add(r, "endpoint_avoided", "Times an endpoint began to be avoided"),
             endpoints: add(r, "endpoints", "Endpoints that discovery currently lists"),
@@ -248,6 +254,7 @@ impl Metrics {
         drop(self.matched_tokens.get_or_create(&labels));
         drop(self.prompt_tokens.get_or_create(&labels));
         drop(self.endpoint_avoided.get_or_create(&labels));
+        drop(self.full_reports_requested.get_or_create(&labels));
         drop(self.endpoints.get_or_create(&labels));
     }
 
@@ -309,6 +316,11 @@ impl Metrics {
     /// Counts a stream whose body mode gives us no prompt; `mode` is Envoy's name of it.
     pub fn count_misconfigured_stream(&self, mode: &'static str) {
         self.misconfigured_streams.get_or_create(&ModeLabels { mode }).inc();
+    }
+
+    /// Counts a request whose engine was asked to announce the blocks that it reuses.
+    pub fn count_full_report(&self, model: &Arc<str>) {
+        self.full_reports_requested.get_or_create(&ModelLabels { model: Arc::clone(model) }).inc();
     }
 
     /// Counts a request that another endpoint than the picked one served.

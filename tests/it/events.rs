@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warmroute::events::socket::{EventPlane, ModelSettings, Source, SourceState, SourceStatus};
-use warmroute::routing::endpoint::EndpointId;
+use warmroute::routing::endpoint::{EndpointId, Knowledge};
 use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
 use warmroute::routing::index::{IndexLimits, KeyKinds, Overlaps, PrefixIndex};
 
@@ -23,6 +23,8 @@ pub(crate) struct Router {
     index: Arc<PrefixIndex>,
     pub(crate) plane: Arc<EventPlane>,
     hasher: Option<BlockHasher>,
+    /// As the request path sees the endpoint.
+    knowledge: Arc<Knowledge>,
 }
 
 impl Router {
@@ -34,13 +36,15 @@ impl Router {
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
         let plane = Arc::new(EventPlane::start(&index));
         let hasher = BlockHasher::new(settings.algorithm, settings.pythonhashseed.as_deref()).ok();
-        plane.add(source_of(publisher, settings, replay));
-        Self { index, plane, hasher }
+        let source = source_of(publisher, settings, replay);
+        let knowledge = source.endpoint_knowledge.clone();
+        plane.add(source);
+        Self { index, plane, hasher, knowledge }
     }
 
     /// A plane that follows [`source`] already, or will.
     pub(crate) fn over(index: Arc<PrefixIndex>, plane: Arc<EventPlane>) -> Self {
-        Self { index, plane, hasher: Some(engine()) }
+        Self { index, plane, hasher: Some(engine()), knowledge: Arc::default() }
     }
 
     /// Blocks of the prompt that are credited.
@@ -89,11 +93,12 @@ fn source_of(publisher: &FakePublisher, settings: ModelSettings, replay: Option<
         replay,
         rank: 0,
         model: Arc::new(settings),
+        endpoint_knowledge: Arc::default(),
     }
 }
 
 fn settings(algorithm: HashAlgorithm) -> ModelSettings {
-    ModelSettings { model: MODEL.into(), algorithm, pythonhashseed: None, adapters: Vec::new() }
+    ModelSettings { model: MODEL.into(), algorithm, pythonhashseed: None, adapters: Vec::new(), reports: false }
 }
 
 fn usual() -> ModelSettings {
@@ -172,6 +177,7 @@ fn bounded_buffer_makes_the_source_incomplete_but_useful() {
     (0..30).for_each(|number| publisher.publish(stored_prompt(number, 2)));
     let router = Router::following(&publisher, usual());
     router.wait_for("the incomplete state", |router| router.status().state == SourceState::Incomplete);
+    router.wait_for("requests to know of it", |router| router.knowledge.is_incomplete());
     let credited: Vec<u32> = (0..30).filter(|number| router.plain(&prompt(*number, 2)) == 2).collect();
     assert_eq!(credited, (20..30).collect::<Vec<_>>());
 }

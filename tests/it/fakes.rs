@@ -24,6 +24,7 @@ use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use warmroute::extproc::decide::{Pool, Pools, Router};
+use warmroute::extproc::report::Reports;
 use warmroute::extproc::{self, Config};
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
 use warmroute::routing::hash::{BlockHasher, BlockSize, HashAlgorithm, Scope};
@@ -34,6 +35,8 @@ use warmroute::tokenizer::remote::RemoteTokenizer;
 /// Longest that any wait in a test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const BLOCK_SIZE: u32 = 4;
+/// Largest request body.
+const BODY_BYTES: usize = 32 << 20;
 pub(crate) const HEADER: &str = "x-gateway-destination-endpoint";
 
 /// How a fake engine answers `/tokenize`.
@@ -122,6 +125,7 @@ impl FakeRouter {
             hasher: Some(hasher.clone()),
             tokenizer: RemoteTokenizer::new(Duration::from_millis(300)).unwrap(),
             endpoints: receiver,
+            reports: Some(Reports::new(BODY_BYTES)),
         });
         let mut pools = Pools::default();
         pools.add(&pool, &["alias".to_owned()], true);
@@ -130,7 +134,7 @@ impl FakeRouter {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let config = Config { selection_header: HEADER.to_owned(), body_bytes: 32 << 20 };
+        let config = Config { selection_header: HEADER.to_owned(), body_bytes: BODY_BYTES };
         let server = tokio::spawn(extproc::run(listener, config, router, shutdown.clone()));
         let client = ExternalProcessorClient::connect(format!("http://{address}")).await.unwrap();
         Self { address, endpoints, set, metrics, shutdown, server, index, hasher, client }

@@ -5,12 +5,15 @@
 
 mod captures;
 mod cli;
+mod dial_in;
 mod events;
 mod fake_publisher;
 mod fakes;
 mod hash;
 mod process;
+mod report;
 mod router;
 mod snapshots;
+mod tail;
 mod telemetry;
 mod wire;

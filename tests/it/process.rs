@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use serde_json::{Value, json};
 
+use crate::events::stored_prompt;
+use crate::fake_publisher::{Behaviour, FakePublisher};
 use crate::fakes::{DEADLINE, EnvoyStream};
 
 /// A running router; killed when a test gives up on it.
@@ -23,10 +25,15 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `serve` with ext_proc at `extproc`, one endpoint that nobody is, and a source of events that never comes.
     pub(crate) fn start(name: &str, extproc: SocketAddr, settings: &str) -> Self {
+        Self::following(name, extproc, settings, ["tcp://127.0.0.1:1"; 2])
+    }
+
+    /// As [`Self::start`], with a publisher and its replay.
+    fn following(name: &str, extproc: SocketAddr, settings: &str, [events, replay]: [&str; 2]) -> Self {
         let config = std::env::temp_dir().join(format!("warmroute-{name}-{}.yaml", std::process::id()));
         let yaml = format!(
             "listen: {{extproc: '{extproc}', admin: '127.0.0.1:0'}}\n{settings}\nmodels: [{{name: tiny, default: true, discovery: \
-             {{static: [{{address: '127.0.0.1:1', events: 'tcp://127.0.0.1:1', replay: 'tcp://127.0.0.1:1'}}]}}}}]"
+             {{static: [{{address: '127.0.0.1:1', events: '{events}', replay: '{replay}'}}]}}}}]"
         );
         std::fs::write(&config, yaml).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
@@ -89,6 +96,11 @@ fn serves_until_sigterm_and_exits_with_0() {
     assert!(get(admin, "/livez").starts_with("HTTP/1.1 200"));
     let metrics = get(admin, "/metrics");
     assert!(metrics.contains("warmroute_endpoints{model=\"tiny\"} 1"), "{metrics}");
+    let sources = get(admin, "/sources");
+    let (_, sources) = sources.split_once("\r\n\r\n").unwrap();
+    let sources: Value = serde_json::from_str(sources).unwrap();
+    assert_eq!(sources.as_array().unwrap().len(), 1, "{sources}");
+    assert_eq!((&sources[0]["model"], &sources[0]["endpoint"]), (&json!("tiny"), &json!("127.0.0.1:1")));
     // Connections that say nothing are no reason to stay.
     let _silent = TcpStream::connect(addresses["extproc"].as_str().unwrap()).unwrap();
     let asked = Instant::now();
@@ -100,6 +112,46 @@ fn serves_until_sigterm_and_exits_with_0() {
         "the grace period of 25 s is for streams: {:?}",
         asked.elapsed()
     );
+}
+
+/// Waits until the metrics have `line`, and returns them all.
+fn wait_for_metric(admin: &str, line: &str) -> String {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let metrics = get(admin, "/metrics");
+        if metrics.lines().any(|found| found == line) {
+            return metrics;
+        }
+        assert!(Instant::now() < deadline, "no {line:?} in\n{metrics}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn sigterm_leaves_snapshots_that_the_next_process_starts_from() {
+    let publisher = FakePublisher::start(Behaviour { buffer: 3, ..Behaviour::default() });
+    let dir = tempfile::TempDir::new().unwrap();
+    let settings =
+        format!("log: {{format: json}}\nevents: {{snapshots: {{dir: '{}', interval: 1h}}}}", dir.path().display());
+    let start = |name| {
+        let sockets = [&*publisher.events, &*publisher.replay];
+        let mut process = Process::following(name, ([127, 0, 0, 1], 0).into(), &settings, sockets);
+        let admin = process.wait_for_log("warmroute is starting")["admin"].as_str().unwrap().to_owned();
+        (process, admin)
+    };
+    let labels = "model=\"tiny\",endpoint=\"127.0.0.1:1\",rank=\"0\"";
+    let all_blocks = format!("warmroute_index_blocks{{{labels}}} 10");
+    let (mut first, admin) = start("snapshots-1");
+    wait_for_metric(&admin, &format!("warmroute_source_state{{{labels},state=\"live\"}} 1"));
+    (0..5).for_each(|number| publisher.publish(stored_prompt(number, 2)));
+    wait_for_metric(&admin, &all_blocks);
+    first.terminate();
+    first.wait_for_log("stopped");
+    assert!(first.child.wait().unwrap().success());
+
+    let (_second, admin) = start("snapshots-2");
+    let metrics = wait_for_metric(&admin, &all_blocks);
+    assert!(metrics.contains("warmroute_snapshots_total{step=\"load\"} 1\n"), "{metrics}");
 }
 
 #[test]

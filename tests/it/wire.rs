@@ -1,7 +1,7 @@
 //! Event batches as real engines, and the struct definitions of every release, encode them.
 
 use serde_json::{Value, json};
-use warmroute::events::wire::{BlockRemoved, BlockStored, EngineHash, Event, EventBatch, ExtraItem};
+use warmroute::events::wire::{BlockKeys, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, ExtraItem};
 
 use crate::captures::{captures, frames};
 
@@ -112,13 +112,14 @@ fn shown_event(event: &Event<'_>) -> Value {
             "group_idx": group_idx,
         }),
         Event::AllBlocksCleared => json!({ "type": "AllBlocksCleared" }),
+        Event::TierBlocksCleared { medium } => json!({ "type": "TierBlocksCleared", "medium": medium }),
     }
 }
 
 fn shown_stored(stored: &BlockStored<'_>) -> Value {
-    let block_keys = |items: &Vec<ExtraItem<'_>>| match items.as_slice() {
-        [] => Value::Null,
-        items => items.iter().map(shown_item).collect(),
+    let block_keys = |keys: BlockKeys<'_>| match keys.is_empty() {
+        true => Value::Null,
+        false => keys.iter().map(shown_item).collect(),
     };
     json!({
         "type": "BlockStored",
@@ -129,7 +130,7 @@ fn shown_stored(stored: &BlockStored<'_>) -> Value {
         "lora_id": stored.lora_id,
         "medium": stored.medium,
         "lora_name": stored.lora_name,
-        "extra_keys": stored.extra_keys.as_ref().map(|keys| keys.iter().map(block_keys).collect::<Vec<_>>()),
+        "extra_keys": stored.extra_keys.map(|keys| keys.iter().map(block_keys).collect::<Vec<_>>()),
         "group_idx": stored.group_idx,
         "kv_cache_spec_kind": stored.spec_kind,
     })
@@ -142,10 +143,11 @@ fn shown_hash(hash: &EngineHash<'_>) -> Value {
     }
 }
 
-fn shown_item(item: &ExtraItem<'_>) -> Value {
+fn shown_item(item: ExtraItem<'_>) -> Value {
     match item {
         ExtraItem::Str(text) => json!(text),
         ExtraItem::Mm(identifier, offset) => json!([identifier, offset]),
         ExtraItem::Bytes(digest) => json!({ "hex": hex::encode(digest) }),
+        ExtraItem::Other(raw) => json!({ "msgpack_hex": hex::encode(raw) }),
     }
 }

@@ -76,7 +76,9 @@ impl Generation {
         self.learn(stored, shared);
         let place = self.place_of(stored, &hashes, shared);
         let contents = match (&place, self.block_size) {
-            (Place::Own(_) | Place::Unknown(_), Some(block_size)) => contents(stored, block_size, &mut shared.own_hasher),
+            (Place::Own(_) | Place::Unknown(_), Some(block_size)) => {
+                contents(stored, block_size, &mut shared.own_hasher)
+            }
             _ => None,
         };
         let is_announced_again = stored.parent.is_none() && (shared.settings.reports || is_continued);

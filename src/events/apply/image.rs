@@ -113,7 +113,8 @@ impl Image {
             && self.copied.iter().all(|packed| is_packed(packed, 12))
             && is_packed(&self.own, OWN_LEN)
             && is_packed(&self.parked, PARKED_LEN)
-            && self.parked.0.len() / PARKED_LEN * super::parked::PARKED_BYTES <= super::generation::PARKED_LIMIT_WITHOUT_PROOF
+            && self.parked.0.len() / PARKED_LEN * super::parked::PARKED_BYTES
+                <= super::generation::PARKED_LIMIT_WITHOUT_PROOF
             && self.block_size.is_none_or(super::generation::is_block_size)
             && (self.block_size.is_some() || !has_blocks)
     }

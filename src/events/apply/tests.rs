@@ -2,8 +2,9 @@ use serde_json::{Value, json};
 
 use super::proof::Suspect;
 use super::*;
-use crate::routing::hash::{Digest, Key, Scope};
-use crate::routing::index::{IndexLimits, KeyKinds, Overlaps};
+use crate::routing::hash::{BlockHash, BlockSize, Digest, Key, Scope};
+use crate::routing::index::{IndexLimits, KeyKinds, KeyspaceKind, Match, Overlaps};
+use proof::Proof;
 
 const ENDPOINT: EndpointId = EndpointId(1);
 const BLOCK: u32 = 4;
@@ -14,6 +15,7 @@ fn settings() -> ModelSettings {
         algorithm: HashAlgorithm::Sha256Cbor,
         pythonhashseed: None,
         adapters: vec![("lora-a".into(), "path/a".into()), ("lora-b".into(), "path/b".into())],
+        reports: false,
     }
 }
 
@@ -25,7 +27,11 @@ struct Fixture {
 
 impl Fixture {
     fn new(settings: ModelSettings) -> Self {
-        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        Self::with_limits(settings, IndexLimits::default())
+    }
+
+    fn with_limits(settings: ModelSettings, limits: IndexLimits) -> Self {
+        let index = Arc::new(PrefixIndex::new(limits));
         let stats = Arc::<SourceStats>::default();
         let name = SourceName { endpoint: ENDPOINT, address: "127.0.0.1:8000".parse().unwrap(), rank: 0 };
         let mut applier = Applier::new(name, Arc::new(settings), index.clone(), stats.clone());
@@ -38,14 +44,29 @@ impl Fixture {
         self.applier.apply(&EventBatch::decode(&payload).unwrap());
     }
 
+    /// Blocks on the GPU that a request for the chain is credited with.
     fn matched(&self, chain: &Chain, required: KeyKinds) -> u32 {
+        self.found(chain, required).map_or(0, |found| found.n_blocks)
+    }
+
+    fn found(&self, chain: &Chain, required: KeyKinds) -> Option<Match> {
         let mut overlaps = Overlaps::default();
-        let hashes: Vec<BlockHash> = chain.digests.iter().map(Digest::low64).collect();
-        let matched = self.index.keyspaces_of("tiny").into_iter().map(|(_, index)| {
+        let keyspaces = self.index.keyspaces_of("tiny").into_iter().filter_map(|(keyspace, index)| {
+            let hashes = match keyspace.kind {
+                KeyspaceKind::Engine { .. } => chain.digests.iter().map(Digest::low64).collect(),
+                KeyspaceKind::Own => chain.own.clone(),
+            };
             index.overlaps(&hashes, required, &mut overlaps);
-            overlaps.matched(ENDPOINT)
+            overlaps.matches().next()
         });
-        matched.max().unwrap_or(0)
+        keyspaces.max_by_key(|found| (found.n_blocks, found.n_offloaded))
+    }
+
+    /// Blocks in the keyspaces of a kind.
+    fn n_blocks_in(&self, is_own: bool) -> usize {
+        let keyspaces = self.index.keyspaces_of("tiny").into_iter();
+        let of_kind = keyspaces.filter(|(keyspace, _)| (keyspace.kind == KeyspaceKind::Own) == is_own);
+        of_kind.map(|(_, index)| index.n_blocks()).sum()
     }
 }
 
@@ -53,6 +74,7 @@ impl Fixture {
 #[derive(Clone)]
 struct Chain {
     digests: Vec<Digest>,
+    own: Vec<BlockHash>,
     event: Value,
 }
 
@@ -91,7 +113,8 @@ impl Engine {
             "block_size": BLOCK, "lora_id": null, "medium": "GPU", "lora_name": lora, "extra_keys": shown,
             "group_idx": 0, "kv_cache_spec_kind": "full_attention",
         });
-        Chain { digests, event }
+        let own = OwnHasher::new("tiny").scoped_chain(&tokens, block_size, &scope);
+        Chain { digests, own, event }
     }
 
     fn plain(&self, first_token: u32, n_blocks: u32) -> Chain {
@@ -110,6 +133,10 @@ impl Chain {
     fn tail(&self, block_idx: usize) -> Value {
         let mut event = self.with("block_hashes", json!(low64(&self.digests[block_idx..])));
         event["parent_block_hash"] = json!(self.digests[block_idx - 1].low64().0);
+        event["token_ids"] = json!(self.event["token_ids"].as_array().unwrap()[block_idx * BLOCK as usize..]);
+        if let Some(keys) = self.event["extra_keys"].as_array() {
+            event["extra_keys"] = json!(keys[block_idx..]);
+        }
         event
     }
 
@@ -150,7 +177,8 @@ fn each_chain_proves_the_kinds_that_it_shows() {
         let mut fixture = Fixture::new(settings());
         fixture.apply(std::slice::from_ref(&chain.event));
         assert_eq!((fixture.stats.proved(), fixture.stats.disproved()), (proved, KeyKinds::NONE), "{}", chain.event);
-        assert_eq!(fixture.matched(&chain, proved), chain.digests.len() as u32);
+        let required = if proved.is_empty() { KeyKinds::PLAIN } else { proved };
+        assert_eq!(fixture.matched(&chain, required), chain.digests.len() as u32);
     }
 }
 
@@ -209,8 +237,9 @@ fn disproved_kind_leaves_the_others_their_credit() {
     let (plain, salted) = (Engine::default().plain(0, 2), Engine { tagged: false, ..Engine::default() });
     let salted = salted.chain(100, 2, None, SALT);
     fixture.apply(&[plain.event.clone(), salted.event.clone()]);
+    assert_eq!((fixture.n_blocks_in(false), fixture.n_blocks_in(true)), (2, 2));
     assert_eq!(fixture.matched(&plain, KeyKinds::PLAIN), 2);
-    assert_eq!(fixture.matched(&salted, KeyKinds::PLAIN | KeyKinds::SALT), 0);
+    assert_eq!(fixture.matched(&salted, KeyKinds::PLAIN | KeyKinds::SALT), 2, "by our own hashes");
     fixture.apply(&[Engine::default().chain(200, 2, None, SALT).event]);
     assert_eq!(fixture.stats.disproved(), KeyKinds::SALT, "until the generation ends");
     fixture.applier.start_generation();
@@ -222,7 +251,7 @@ fn proved_kind_is_sampled_and_loses_its_credit_on_a_mismatch() {
     let mut fixture = Fixture::new(settings());
     let chain = Engine::default().plain(0, 1);
     fixture.apply(std::slice::from_ref(&chain.event));
-    let wrong = Engine { seed: Some("0"), ..Engine::default() }.plain(0, 1);
+    let wrong = Engine { seed: Some("0"), ..Engine::default() }.plain(100, 1);
     for _ in 0..999 {
         fixture.apply(std::slice::from_ref(&wrong.event));
     }
@@ -250,7 +279,7 @@ fn hidden_extra_keys_make_a_mismatch_inconclusive() {
 fn events_of_no_use_are_skipped_and_counted() {
     let chain = Engine::default().plain(0, 2);
     let unusable = [
-        ("medium", json!("CPU")),
+        ("medium", json!("EXTERNAL")),
         ("block_size", json!(0)),
         ("block_size", json!(1 << 20)),
         ("block_hashes", json!([])),
@@ -275,7 +304,7 @@ fn other_groups_and_tiers_do_not_touch_the_full_attention_group() {
         removed(&chain.digests[1], Some(2), "GPU"),
         removed(&chain.digests[1], Some(0), "CPU"),
     ]);
-    assert_eq!((fixture.matched(&chain, KeyKinds::PLAIN), fixture.stats.n_skipped.get()), (2, 4));
+    assert_eq!((fixture.matched(&chain, KeyKinds::PLAIN), fixture.stats.n_skipped.get()), (2, 3));
     fixture.apply(&[removed(&chain.digests[1], None, "GPU")]);
     assert_eq!(fixture.matched(&chain, KeyKinds::PLAIN), 1);
     fixture.apply(&[removed(&chain.digests[0], Some(0), "GPU")]);
@@ -326,3 +355,7 @@ fn index_without_room_leaves_the_source_uncredited_until_there_is_some() {
     second.apply(&batch);
     assert_eq!(stats[1].n_blocks(), 2);
 }
+
+mod captures;
+mod restored;
+mod unproved;

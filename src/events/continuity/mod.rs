@@ -134,6 +134,11 @@ impl Continuity {
         }
     }
 
+    /// Whether it waits for a connection.
+    pub fn is_away(&self) -> bool {
+        matches!(self.state, State::Away { .. })
+    }
+
     /// The last batch of the running generation.
     pub fn overlap(&self) -> Option<Overlap> {
         self.known.and_then(|known| known.last)

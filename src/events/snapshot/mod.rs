@@ -210,4 +210,4 @@ fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -54,21 +54,8 @@ pub(super) enum Message {
 
 impl Link {
     pub(super) fn open(context: &zmq::Context, publisher: &str) -> Result<Self, zmq::Error> {
-        /// Monitors need names that are unique within the process's contexts.
-        static N_LINKS: AtomicU64 = AtomicU64::new(0);
-        let subscriber = socket(context, zmq::SUB, publisher)?;
-        subscriber.set_rcvhwm(LIVE_QUEUE)?;
-        subscriber.set_heartbeat_ivl(HEARTBEAT_INTERVAL_MS)?;
-        subscriber.set_heartbeat_timeout(HEARTBEAT_TIMEOUT_MS)?;
-        subscriber.set_tcp_keepalive(1)?;
+        let (subscriber, monitor) = subscriber(context, publisher, zmq::SocketEvent::HANDSHAKE_SUCCEEDED)?;
         subscriber.set_reconnect_ivl(NO_RECONNECT)?;
-        subscriber.set_subscribe(b"")?;
-        let name = format!("inproc://kv-events-{}", N_LINKS.fetch_add(1, Ordering::Relaxed));
-        let ends = ENDS.into_iter().fold(0, |events, event| events | event as i32);
-        subscriber.monitor(&name, zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 | ends)?;
-        let monitor = context.socket(zmq::PAIR)?;
-        monitor.set_linger(0)?;
-        monitor.connect(&name)?;
         subscriber.connect(publisher)?;
         Ok(Self { subscriber, monitor })
     }
@@ -76,17 +63,12 @@ impl Link {
     /// The next thing that happened to the connection. A message of a connection is never readable before this told of
     /// the connection, nor one of the next connection before this told of the disconnection.
     pub(super) fn connection_event(&self) -> Option<ConnectionEvent> {
-        while let Some(frames) = receive(&self.monitor) {
-            // Frame 1 is the event as a native u16, then a u32; libzmq, zmq_socket_monitor(3).
-            let event = frames.first().and_then(|frame| frame.first_chunk()).map(|event| u16::from_ne_bytes(*event));
-            match event.map(i32::from) {
-                Some(event) if event == zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 => {
-                    return Some(ConnectionEvent::Connected);
-                }
-                Some(event) if ENDS.into_iter().any(|end| event == end as i32) => {
-                    return Some(ConnectionEvent::Disconnected);
-                }
-                _ => {}
+        while let Some((event, _)) = monitored(&self.monitor) {
+            if event == zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 {
+                return Some(ConnectionEvent::Connected);
+            }
+            if is_end(event) {
+                return Some(ConnectionEvent::Disconnected);
             }
         }
         None
@@ -125,7 +107,7 @@ impl Replay {
 }
 
 impl Message {
-    fn of(mut frames: Vec<Vec<u8>>) -> Self {
+    pub(super) fn of(mut frames: Vec<Vec<u8>>) -> Self {
         let (Some(payload), Some(seq)) = (frames.pop(), frames.pop()) else { return Self::Malformed };
         match <[u8; 8]>::try_from(seq).map(u64::from_be_bytes) {
             Ok(END) => Self::ReplayEnd,
@@ -133,6 +115,45 @@ impl Message {
             Err(_) => Self::Malformed,
         }
     }
+}
+
+/// A SUB socket for everything, neither connected nor bound yet, and the monitor that tells of `begin` and of all ends.
+pub(super) fn subscriber(
+    context: &zmq::Context,
+    endpoint: &str,
+    begin: zmq::SocketEvent,
+) -> Result<(zmq::Socket, zmq::Socket), zmq::Error> {
+    /// Monitors need names that are unique within the process's contexts.
+    static N_MONITORS: AtomicU64 = AtomicU64::new(0);
+    let subscriber = socket(context, zmq::SUB, endpoint)?;
+    subscriber.set_rcvhwm(LIVE_QUEUE)?;
+    subscriber.set_heartbeat_ivl(HEARTBEAT_INTERVAL_MS)?;
+    subscriber.set_heartbeat_timeout(HEARTBEAT_TIMEOUT_MS)?;
+    subscriber.set_tcp_keepalive(1)?;
+    subscriber.set_subscribe(b"")?;
+    let name = format!("inproc://kv-events-{}", N_MONITORS.fetch_add(1, Ordering::Relaxed));
+    let ends = ENDS.into_iter().fold(0, |events, event| events | event as i32);
+    subscriber.monitor(&name, begin as i32 | ends)?;
+    let monitor = context.socket(zmq::PAIR)?;
+    monitor.set_linger(0)?;
+    monitor.connect(&name)?;
+    Ok((subscriber, monitor))
+}
+
+/// The next thing that a monitor tells: event and value, as in libzmq, zmq_socket_monitor(3).
+pub(super) fn monitored(monitor: &zmq::Socket) -> Option<(i32, i32)> {
+    loop {
+        let frames = receive(monitor)?;
+        let (event, value) = frames.first()?.split_first_chunk::<2>()?;
+        if let Some(value) = value.first_chunk() {
+            return Some((i32::from(u16::from_ne_bytes(*event)), i32::from_ne_bytes(*value)));
+        }
+    }
+}
+
+/// Whether a monitored event ends an attempt or a connection.
+pub(super) fn is_end(event: i32) -> bool {
+    ENDS.into_iter().any(|end| event == end as i32)
 }
 
 fn socket(context: &zmq::Context, kind: zmq::SocketType, endpoint: &str) -> Result<zmq::Socket, zmq::Error> {
@@ -143,8 +164,8 @@ fn socket(context: &zmq::Context, kind: zmq::SocketType, endpoint: &str) -> Resu
     Ok(socket)
 }
 
-/// The next message, if one waits. An interrupted or ended context has none.
-fn receive(socket: &zmq::Socket) -> Option<Vec<Vec<u8>>> {
+/// The next message's frames, if one waits. An interrupted or ended context has none.
+pub(super) fn receive(socket: &zmq::Socket) -> Option<Vec<Vec<u8>>> {
     socket.recv_multipart(zmq::DONTWAIT).ok()
 }
 

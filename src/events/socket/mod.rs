@@ -5,13 +5,15 @@
 //! the socket, and what does not fit there is a gap in the numbers, which the replay fills.
 //!
 //! A panic ends the source in whose turn it happened, and its credit, and no other; it is started again after a while.
-//! Identity is what was dialled: neither topic nor rank of a message is trusted.
+//! Identity is what was dialled: neither topic nor rank of a message is trusted. Engines that dial us are the exception, see
+//! `listener`.
 //!
 //! A connection has its own sockets, see `link`. Between connections a source waits, longer if they do not last, see
 //! `backoff`. At most `permits::MAX_REPLAYS` replays run at the same time.
 
 mod backoff;
 mod link;
+mod listener;
 mod permits;
 mod subscription;
 mod worker;
@@ -28,9 +30,9 @@ use tracing::error;
 pub use super::apply::ModelSettings;
 use super::apply::SourceName;
 use super::snapshot::{Snapshot, SourceKey};
-use super::stats::SourceStats;
+use super::stats::{Counter, SourceStats};
 pub use super::stats::{SourceState, SourceStatus};
-use crate::routing::endpoint::EndpointId;
+use crate::routing::endpoint::{EndpointId, Knowledge};
 use crate::routing::index::PrefixIndex;
 use permits::ReplayPermits;
 use subscription::Shared;
@@ -50,7 +52,8 @@ pub struct Source {
     pub endpoint: EndpointId,
     /// Its address, for logs and status.
     pub address: SocketAddr,
-    /// ZMQ endpoint of the publisher, such as `tcp://10.0.0.1:5557`.
+    /// ZMQ endpoint of the publisher, such as `tcp://10.0.0.1:5557`. One with a wildcard, such as `tcp://*:5557`, is
+    /// bound instead: the publisher dials it, and its topic says `kv@`, [`Self::address`], `@` and the model.
     pub events: String,
     /// ZMQ endpoint of the replay; none: lost batches cost what is known.
     pub replay: Option<String>,
@@ -58,9 +61,16 @@ pub struct Source {
     pub rank: u32,
     /// What the engine is known to run.
     pub model: Arc<ModelSettings>,
+    /// Where the request path learns that this source does not know the beginning of its engine's cache.
+    pub endpoint_knowledge: Arc<Knowledge>,
 }
 
 impl Source {
+    /// Whether the engine dials us.
+    fn dials_in(&self) -> bool {
+        listener::is_bound(&self.events)
+    }
+
     /// What other replicas call it.
     pub fn key(&self) -> SourceKey {
         SourceKey { model: self.model.model.clone(), address: self.address, rank: self.rank }
@@ -89,6 +99,7 @@ pub struct EventPlane {
     /// Snapshots of sources that are not followed yet.
     offers: Mutex<HashMap<SourceKey, Box<Snapshot>>>,
     permits: ReplayPermits,
+    n_foreign: Arc<Counter>,
 }
 
 #[derive(Debug)]
@@ -112,9 +123,10 @@ impl EventPlane {
     /// As [`Self::start`]; `on_lag` runs on the threads and must be quick.
     pub fn start_observed(index: &Arc<PrefixIndex>, on_lag: LagObserver) -> Self {
         let permits = ReplayPermits::default();
-        let shared = Shared { index: index.clone(), permits: permits.clone(), on_lag };
+        let n_foreign = Arc::<Counter>::default();
+        let shared = Shared { index: index.clone(), permits: permits.clone(), on_lag, n_foreign: n_foreign.clone() };
         let threads = (0..N_THREADS).map(|thread_idx| EventThread::start(thread_idx, shared.clone())).collect();
-        Self { threads, shown: Mutex::default(), offers: Mutex::default(), permits }
+        Self { threads, shown: Mutex::default(), offers: Mutex::default(), permits, n_foreign }
     }
 
     /// Follows one more source.
@@ -183,6 +195,11 @@ impl EventPlane {
         self.shown().iter().map(Shown::status).collect()
     }
 
+    /// Messages of engines that dial in without being listed.
+    pub fn n_foreign_messages(&self) -> u64 {
+        self.n_foreign.get()
+    }
+
     /// Replays that run now.
     pub fn n_replays(&self) -> usize {
         self.permits.n_taken()
@@ -216,6 +233,8 @@ impl EventPlane {
     }
 
     fn thread_of(&self, endpoint: EndpointId) -> &EventThread {
+        // With more than one thread, a port that engines dial would need a thread of its own.
+        const { assert!(N_THREADS == 1) };
         &self.threads[endpoint.0 as usize % self.threads.len()]
     }
 }

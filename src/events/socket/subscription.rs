@@ -14,12 +14,13 @@ use crate::events::continuity::{
     Action, Cause, Continuity, Incident, Input, Payload, PayloadDigest, Phase, SeqNo, Via,
 };
 use crate::events::snapshot::{Snapshot, SourceKey};
-use crate::events::stats::{Content, SourceState, SourceStats};
+use crate::events::stats::{Content, Counter, SourceState, SourceStats};
 use crate::events::wire::EventBatch;
+use crate::routing::endpoint::SourceKnowledge;
 use crate::routing::index::PrefixIndex;
 
 /// Messages of one kind read in a row, so that no source starves the others.
-const MESSAGES_PER_TURN: usize = 256;
+pub(super) const MESSAGES_PER_TURN: usize = 256;
 /// A connection that stood this long was a good one.
 const LONG_CONNECTION: Duration = Duration::from_secs(10);
 /// Longest that an attempt to connect may take. libzmq tells of a refused one; of one that it has forgotten it does not.
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     pub(super) index: Arc<PrefixIndex>,
     pub(super) permits: ReplayPermits,
     pub(super) on_lag: LagObserver,
+    /// Messages of engines that dial in without being listed.
+    pub(super) n_foreign: Arc<Counter>,
 }
 
 /// See the module.
@@ -48,6 +51,7 @@ pub(super) struct Subscription {
     offer: Option<Box<Snapshot>>,
     shared: Shared,
     stats: Arc<SourceStats>,
+    knowledge: SourceKnowledge,
     random: fastrand::Rng,
 }
 
@@ -58,12 +62,14 @@ enum Connection {
     Opening { link: Link, until: Duration },
     /// Stands since a time.
     Open { link: Link, since: Duration },
+    /// The engine dials: its messages come through a listener.
+    DialsIn,
 }
 
 impl Connection {
     fn link(&self) -> Option<&Link> {
         match self {
-            Self::Closed { .. } => None,
+            Self::Closed { .. } | Self::DialsIn => None,
             Self::Opening { link, .. } | Self::Open { link, .. } => Some(link),
         }
     }
@@ -86,6 +92,7 @@ enum Asked {
 impl Subscription {
     pub(super) fn new(context: zmq::Context, source: Source, shared: Shared, stats: Arc<SourceStats>) -> Self {
         let name = source.name();
+        let dials_in = source.dials_in();
         Self {
             context,
             name,
@@ -93,12 +100,13 @@ impl Subscription {
             applier: Applier::new(name, source.model, shared.index.clone(), stats.clone()),
             publisher: source.events,
             replayer: source.replay,
-            connection: Connection::Closed { open_at: Duration::ZERO },
+            connection: if dials_in { Connection::DialsIn } else { Connection::Closed { open_at: Duration::ZERO } },
             backoff: Backoff::new(RECONNECT),
             asked: Asked::Nothing,
             offer: None,
             shared,
             stats,
+            knowledge: SourceKnowledge::new(source.endpoint_knowledge),
             random: fastrand::Rng::new(),
         }
     }
@@ -121,6 +129,23 @@ impl Subscription {
     pub(super) fn tick(&mut self, now: Duration) {
         self.step(now, Input::Tick);
         self.connect(now);
+        self.start_replay(now);
+    }
+
+    /// Takes a message that a listener heard.
+    pub(super) fn hear(&mut self, now: Duration, message: Message) {
+        if self.continuity.is_away() {
+            self.step(now, Input::Connected);
+        }
+        self.take_live(now, message);
+        self.start_replay(now);
+    }
+
+    /// A connection to the listener is gone that may have been this engine's.
+    pub(super) fn may_be_gone(&mut self, now: Duration) {
+        // The next message is taken for that of a new connection; a replay proves it before there is one.
+        let input = if self.replayer.is_some() { Input::Suspect } else { Input::Disconnected };
+        self.step(now, input);
         self.start_replay(now);
     }
 
@@ -196,6 +221,9 @@ impl Subscription {
 
     /// Drops the sockets of a connection with all that waits in them, and sets the time of the next attempt.
     fn close(&mut self, now: Duration) {
+        if let Connection::DialsIn = self.connection {
+            return;
+        }
         if let Connection::Open { since, .. } = self.connection
             && now.saturating_sub(since) >= LONG_CONNECTION
         {
@@ -212,13 +240,17 @@ impl Subscription {
             if !matches!(self.connection, Connection::Open { .. }) {
                 return;
             }
-            match message {
-                Message::Batch { seq, payload } => {
-                    let payload = self.payload(seq, payload);
-                    self.step(now, Input::Live { seq, payload });
-                }
-                Message::ReplayEnd | Message::Malformed => self.stats.n_decode_failures.add(1_u64),
+            self.take_live(now, message);
+        }
+    }
+
+    fn take_live(&mut self, now: Duration, message: Message) {
+        match message {
+            Message::Batch { seq, payload } => {
+                let payload = self.payload(seq, payload);
+                self.step(now, Input::Live { seq, payload });
             }
+            Message::ReplayEnd | Message::Malformed => self.stats.n_decode_failures.add(1_u64),
         }
     }
 
@@ -259,6 +291,7 @@ impl Subscription {
             self.log_phase(phase);
         }
         self.stats.set_state(SourceState::of(phase, self.applier.is_full()));
+        self.knowledge.mark_incomplete(phase == Phase::Incomplete);
     }
 
     fn obey(&mut self, now: Duration, action: Action) {
@@ -283,6 +316,7 @@ impl Subscription {
 
     fn start_generation(&mut self, cause: Cause) {
         self.applier.start_generation();
+        self.knowledge.start_generation();
         debug!(endpoint = %self.name.address, rank = self.name.rank, ?cause, "KV event source starts a generation");
     }
 
@@ -291,6 +325,7 @@ impl Subscription {
         let snapshot = self.offer.take();
         if snapshot.is_some_and(|snapshot| self.applier.restore(&snapshot.image)) {
             self.stats.n_restored.add(1_u64);
+            self.knowledge.start_generation();
             info!(%endpoint, rank, "KV event source goes on from a snapshot");
         } else {
             warn!(%endpoint, rank, "snapshot of a KV event source does not fit the settings");

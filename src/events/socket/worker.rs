@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::Source;
 use super::backoff::{Backoff, REVIVE};
-use super::subscription::{Shared, Subscription};
+use super::listener::{Listener, LostPeer, Topic};
+use super::subscription::{MESSAGES_PER_TURN, Shared, Subscription};
 use crate::events::snapshot::{Snapshot, SourceKey};
 use crate::events::stats::SourceStats;
 use crate::routing::endpoint::EndpointId;
@@ -20,6 +21,8 @@ const SOURCES_PER_CONTEXT: usize = 200;
 const POLL_MS: i64 = 20;
 /// Time between two ticks of a source.
 const TICK: Duration = Duration::from_millis(20);
+/// Time between two looks at the ports that engines dial.
+const BIND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a thread is told.
 #[derive(Debug)]
@@ -49,6 +52,10 @@ pub(super) struct Worker {
     /// Each with room for [`SOURCES_PER_CONTEXT`] sources.
     contexts: Vec<zmq::Context>,
     followed: Vec<Followed>,
+    /// Ports that engines dial.
+    listeners: Vec<Listener>,
+    /// The next time that ports which could not be opened are tried again.
+    bind_at: Duration,
 }
 
 struct Followed {
@@ -78,6 +85,8 @@ impl Worker {
             last_tick: Duration::ZERO,
             contexts: Vec::new(),
             followed: Vec::new(),
+            listeners: Vec::new(),
+            bind_at: Duration::ZERO,
         }
     }
 
@@ -85,6 +94,7 @@ impl Worker {
         while self.obey_commands() {
             let readable = self.wait();
             self.take_turns(&readable);
+            self.listen();
         }
     }
 
@@ -163,10 +173,56 @@ impl Worker {
         }
     }
 
+    /// Opens the ports that engines dial, and hands what comes there to the sources.
+    fn listen(&mut self) {
+        let now = self.started.elapsed();
+        if now >= self.bind_at {
+            self.bind_at = now + BIND_INTERVAL;
+            self.bind_missing();
+        }
+        for listener_idx in 0..self.listeners.len() {
+            while let Some(lost) = self.listeners[listener_idx].lost_peer() {
+                let endpoint = self.listeners[listener_idx].endpoint();
+                // Behind address translation no source has the peer's address, and it may have been anyone's.
+                let is_known = self.followed.iter().any(|followed| followed.dials_from(endpoint, lost));
+                let lost = if is_known { lost } else { LostPeer::Unknown };
+                let of_peer = self.followed.iter_mut().filter(|followed| followed.dials_from(endpoint, lost));
+                of_peer.for_each(|followed| followed.guarded(now, |subscription| subscription.may_be_gone(now)));
+            }
+            for _ in 0..MESSAGES_PER_TURN {
+                let Some((topic, message)) = self.listeners[listener_idx].message() else { break };
+                let endpoint = self.listeners[listener_idx].endpoint();
+                let is_meant = |followed: &&mut Followed| followed.is_meant(endpoint, topic.as_ref());
+                match self.followed.iter_mut().find(is_meant) {
+                    Some(followed) => followed.guarded(now, |subscription| subscription.hear(now, message)),
+                    None => self.shared.n_foreign.add(1_u64),
+                }
+            }
+        }
+    }
+
+    /// Opens the ports that sources are to dial, and closes those that no source does any more.
+    fn bind_missing(&mut self) {
+        let followed = &self.followed;
+        let is_wanted = |endpoint: &str| followed.iter().any(|followed| followed.source.events == endpoint);
+        self.listeners.retain(|listener| is_wanted(listener.endpoint()));
+        for Followed { source, context_idx, .. } in &self.followed {
+            if !source.dials_in() || self.listeners.iter().any(|listener| listener.endpoint() == source.events) {
+                continue;
+            }
+            match Listener::bind(&self.contexts[*context_idx], &source.events) {
+                Ok(listener) => self.listeners.push(listener),
+                Err(error) => warn!(endpoint = source.events, %error, "port for KV events cannot be opened"),
+            }
+        }
+    }
+
     /// Waits until there is something to read; says for each source whether it has something.
     fn wait(&self) -> Vec<bool> {
         let mut items = Vec::with_capacity(self.followed.len() * 3);
         let mut ends = Vec::with_capacity(self.followed.len());
+        items.extend(self.listeners.iter().flat_map(Listener::sockets).map(|socket| socket.as_poll_item(zmq::POLLIN)));
+        let first = items.len();
         for followed in &self.followed {
             if let Life::Running(subscription) = &followed.life {
                 items.extend(subscription.sockets().map(|socket| socket.as_poll_item(zmq::POLLIN)));
@@ -178,12 +234,27 @@ impl Worker {
             debug!(%error, "waiting for KV events was interrupted");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let starts = std::iter::once(first).chain(ends.iter().copied());
         starts.zip(&ends).map(|(start, end)| items[start..*end].iter().any(zmq::PollItem::is_readable)).collect()
     }
 }
 
 impl Followed {
+    /// Whether a lost connection to a port may have been this source's.
+    fn dials_from(&self, endpoint: &str, lost: LostPeer) -> bool {
+        let is_from = match lost {
+            LostPeer::From(ip) => self.source.address.ip() == ip,
+            LostPeer::Unknown => true,
+        };
+        self.source.events == endpoint && is_from
+    }
+
+    /// Whether a message that came to a port is this source's.
+    fn is_meant(&self, endpoint: &str, topic: Option<&Topic>) -> bool {
+        let names_it = |topic: &Topic| topic.address == self.source.address && *topic.model == *self.source.model.model;
+        self.source.events == endpoint && topic.is_some_and(names_it)
+    }
+
     /// Lets a running source act. The state of one that panicked is not looked at again: dropping it retires its slots.
     fn guarded(&mut self, now: Duration, act: impl FnOnce(&mut Subscription)) {
         let Life::Running(subscription) = &mut self.life else { return };

@@ -317,7 +317,10 @@ fn batch_of_more_parts_than_an_engine_makes_is_an_error() {
     let error = |events: &[&[u8]]| EventBatch::decode(&payload(events)).expect_err("too many parts");
     let (most, half) = (MAX_ITEMS, MAX_ITEMS / 2);
     assert_eq!(EventBatch::decode(&payload(&[&hashes(half), &hashes(half)])).unwrap().n_skipped, 0);
-    assert!(matches!(error(&[&hashes(half), &hashes(half + 1)]), WireError::Items { what: "hashes and extra keys", .. }));
+    assert!(matches!(
+        error(&[&hashes(half), &hashes(half + 1)]),
+        WireError::Items { what: "hashes and extra keys", .. }
+    ));
     let keys = encode(("BlockStored", [1], (), [1], 1, (), "GPU", (), vec![(); most]));
     assert!(matches!(error(&[&keys]), WireError::Items { .. }));
     // What an event that is skipped has made us read counts as well.
@@ -327,7 +330,10 @@ fn batch_of_more_parts_than_an_engine_makes_is_an_error() {
     let mut many = vec![0x92, 1, 0xdd];
     many.extend((MAX_EVENTS as u32 + 1).to_be_bytes());
     many.extend(std::iter::repeat_n([0x91, 0xa0], MAX_EVENTS + 1).flatten());
-    assert_eq!(EventBatch::decode(&many).expect_err("too many events").to_string(), "event batch has more than 65536 events at byte 2");
+    assert_eq!(
+        EventBatch::decode(&many).expect_err("too many events").to_string(),
+        "event batch has more than 65536 events at byte 2"
+    );
 }
 
 #[test]

@@ -173,5 +173,5 @@ mod tests {
         assert_eq!(keys, EXPECTED);
     }
 
-    const EXPECTED: [BlockHash; 2] = [BlockHash(0), BlockHash(0)];
+    const EXPECTED: [BlockHash; 2] = [BlockHash(10_507_890_911_234_962_418), BlockHash(9_476_220_689_673_123_091)];
 }

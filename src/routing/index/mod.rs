@@ -106,6 +106,14 @@ impl KeyKinds {
         self.0 == 0
     }
 
+    /// Names of the kinds, for people: `plain`, `salt`, and adapters by their position in the configuration.
+    pub fn names(self) -> Vec<String> {
+        let named = [(Self::PLAIN, "plain".to_owned()), (Self::SALT, "salt".to_owned())];
+        let adapters = (0..Self::MAX_ADAPTERS).filter_map(|idx| Some((Self::adapter(idx)?, format!("adapter {idx}"))));
+        let kinds = named.into_iter().chain(adapters).filter(|(kind, _)| self.contains(*kind));
+        kinds.map(|(_, name)| name).collect()
+    }
+
     /// The set as bits: plain 0, salt 1, adapter i 2 + i.
     pub fn bits(self) -> u64 {
         self.0
@@ -119,10 +127,7 @@ impl KeyKinds {
 
 impl fmt::Display for KeyKinds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = [(Self::PLAIN, "plain".to_owned()), (Self::SALT, "salt".to_owned())];
-        let adapters = (0..Self::MAX_ADAPTERS).filter_map(|idx| Some((Self::adapter(idx)?, format!("adapter {idx}"))));
-        let kinds = named.into_iter().chain(adapters).filter(|(kind, _)| self.contains(*kind));
-        f.write_str(&kinds.map(|(_, name)| name).collect::<Vec<_>>().join(", "))
+        f.write_str(&self.names().join(", "))
     }
 }
 

@@ -1,0 +1,118 @@
+//! What each event source knows, for people and for scripts that compare two replicas.
+//!
+//! Replicas that follow the same engines agree: where a source has the same `last_seq` in both, its `digest` is the same
+//! too. Counts only: neither hashes of blocks nor anything of a prompt.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+/// One source, as an object of the JSON list.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceRow {
+    /// Model name of the endpoint's pool, as configured.
+    pub model: Arc<str>,
+    /// Address that Envoy dials.
+    pub endpoint: SocketAddr,
+    /// Data-parallel rank.
+    pub rank: u32,
+    /// Name of the state that the source is in.
+    pub state: &'static str,
+    /// Number of the last batch applied; null: none yet.
+    pub last_seq: Option<u64>,
+    /// What the index holds for the source.
+    pub digest: SourceDigest,
+    /// Names of the kinds of hashes that are proved, hence credited.
+    pub proved: Vec<String>,
+    /// Generations started since the source was added, as are the counts below.
+    pub generations: u64,
+    /// Times that sequence numbers were missing.
+    pub gaps: u64,
+    /// Replays requested.
+    pub replays: u64,
+}
+
+/// What a source holds, equal for equal contents in whatever order they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SourceDigest {
+    /// Blocks held.
+    pub n_blocks: u64,
+    /// Sum of their hashes, as 16 hexadecimal digits: JSON numbers are exact only up to 2^53. Null where it is not kept.
+    #[serde(serialize_with = "hexadecimal")]
+    pub sum: Option<u64>,
+}
+
+fn hexadecimal<S: Serializer>(sum: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match sum {
+        Some(sum) => serializer.collect_str(&format_args!("{sum:016x}")),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Reads the rows from their owner at each request; neither blocks nor awaits.
+#[derive(Clone)]
+pub struct ReadSources(Arc<dyn Fn() -> Vec<SourceRow> + Send + Sync>);
+
+impl ReadSources {
+    /// Reads with `read`.
+    pub fn new(read: impl Fn() -> Vec<SourceRow> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// The rows by model, endpoint and rank, so that the lists of two replicas can be compared line by line.
+    pub(super) fn read(&self) -> Vec<SourceRow> {
+        let mut rows = self.0();
+        rows.sort_by(|a, b| (&a.model, a.endpoint, a.rank).cmp(&(&b.model, b.endpoint, b.rank)));
+        rows
+    }
+}
+
+impl fmt::Debug for ReadSources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadSources")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(port: u16, rank: u32) -> SourceRow {
+        SourceRow {
+            model: "m".into(),
+            endpoint: ([127, 0, 0, 1], port).into(),
+            rank,
+            state: "live",
+            last_seq: Some(7),
+            digest: SourceDigest { n_blocks: 3, sum: Some(0xab) },
+            proved: vec!["plain".to_owned()],
+            generations: 1,
+            gaps: 2,
+            replays: 4,
+        }
+    }
+
+    #[test]
+    fn row_is_a_json_object_of_counts() {
+        let expected = json!({
+            "model": "m", "endpoint": "127.0.0.1:8000", "rank": 0, "state": "live", "last_seq": 7,
+            "digest": {"n_blocks": 3, "sum": "00000000000000ab"}, "proved": ["plain"], "generations": 1, "gaps": 2,
+            "replays": 4,
+        });
+        assert_eq!(serde_json::to_value(row(8000, 0)).expect("a row is JSON"), expected);
+        let unknown = SourceRow { last_seq: None, digest: SourceDigest { n_blocks: 0, sum: None }, ..row(8000, 0) };
+        let shown = serde_json::to_value(unknown).expect("a row is JSON");
+        assert_eq!((&shown["last_seq"], &shown["digest"]["sum"]), (&json!(null), &json!(null)));
+    }
+
+    #[test]
+    fn rows_come_in_the_same_order_whoever_keeps_them() {
+        let read = ReadSources::new(|| vec![row(8001, 0), row(8000, 1), row(8000, 0)]);
+        let order: Vec<_> = read.read().iter().map(|row| (row.endpoint.port(), row.rank)).collect();
+        assert_eq!(order, [(8000, 0), (8000, 1), (8001, 0)]);
+    }
+}

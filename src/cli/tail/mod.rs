@@ -1,0 +1,244 @@
+//! `warmroute events tail`: what an engine publishes, as it comes, decoded by the router's own decoder.
+//!
+//! One line per event and one per mark, see `format`. The replay, where one is given, is asked for once, as soon as the live
+//! stream stands: then no batch falls between the two. Ends with 0 on SIGINT and SIGTERM, and when nobody reads its
+//! output any more.
+
+mod format;
+
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::format::{Format, Mark, Tail, Via};
+use crate::config::ZmqEndpoint;
+
+/// Longest wait for a message, and for a signal while there are many.
+const POLL: Duration = Duration::from_millis(20);
+const BUSY_POLL: Duration = Duration::from_millis(1);
+/// Messages between two looks at the signals.
+const MESSAGES_PER_TURN: usize = 1024;
+/// Silence that ends a replay: replies get lost, END too, and a busy engine answers late.
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Batches that may wait unread while the output is blocked; a gap shows those that are dropped beyond.
+const LIVE_QUEUE: i32 = 100_000;
+/// A larger frame ends the connection, as it does in the router.
+const MAX_FRAME_BYTES: i64 = 16 << 20;
+/// Where the connection's events are read.
+const MONITOR: &str = "inproc://tail";
+
+/// What to follow, and how to show it.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Where the engine publishes its events, such as tcp://10.0.0.1:5557.
+    #[arg(value_parser = endpoint)]
+    events: ZmqEndpoint,
+    /// Where the engine replays them: its buffer is shown first.
+    #[arg(long, value_parser = endpoint)]
+    replay: Option<ZmqEndpoint>,
+    /// First batch to replay.
+    #[arg(long, value_name = "SEQ", default_value_t = 0, requires = "replay")]
+    from: u64,
+    /// Show only messages whose topic begins so.
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    topic: String,
+    /// Write JSON lines.
+    #[arg(long)]
+    json: bool,
+}
+
+fn endpoint(text: &str) -> Result<ZmqEndpoint, String> {
+    text.parse().map_err(|()| "expected tcp://HOST:PORT or ipc://PATH".to_owned())
+}
+
+/// The events cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A socket cannot be set up.
+    #[error("cannot open a socket to {endpoint}")]
+    Socket {
+        /// What it was to connect to.
+        endpoint: String,
+        /// libzmq's reason.
+        #[source]
+        source: zmq::Error,
+    },
+    /// Signals or timers cannot be handled.
+    #[error("cannot handle signals")]
+    Signals(#[source] io::Error),
+    /// The output is broken in another way than that nobody reads it.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Error`] when it cannot start, or cannot write.
+pub fn run(options: Options, output: impl Write) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Signals)?;
+    match runtime.block_on(follow(options, BufWriter::new(output))) {
+        Err(Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+async fn follow(options: Options, mut output: impl Write) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let mut session = Session::open(options)?;
+    loop {
+        let is_busy = session.turn()?;
+        session.write(&mut output).map_err(Error::Output)?;
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            () = tokio::time::sleep(if is_busy { BUSY_POLL } else { POLL }) => {}
+        }
+    }
+}
+
+/// The sockets, and what is to be written.
+struct Session {
+    context: zmq::Context,
+    live: zmq::Socket,
+    monitor: zmq::Socket,
+    replay: Replay,
+    tail: Tail,
+    lines: Vec<String>,
+}
+
+/// The one replay of a session.
+enum Replay {
+    /// Asked for once the live stream stands.
+    Wanted {
+        endpoint: Arc<str>,
+        from: u64,
+    },
+    Running {
+        dealer: zmq::Socket,
+        heard_at: Instant,
+    },
+    /// None is wanted, or it has ended.
+    Past,
+}
+
+impl Session {
+    fn open(options: Options) -> Result<Self, Error> {
+        let Options { events, replay, from, topic, json } = options;
+        let context = zmq::Context::new();
+        let (live, monitor) = subscribe(&context, events.as_str(), &topic).map_err(at(events.as_str()))?;
+        let replay = replay.map_or(Replay::Past, |replay| Replay::Wanted { endpoint: replay.as_str().into(), from });
+        let tail = Tail::new(if json { Format::Json } else { Format::Text });
+        let lines = vec![tail.mark(&Mark::Connecting { endpoint: events.as_str().to_owned() })];
+        Ok(Self { context, live, monitor, replay, tail, lines })
+    }
+
+    /// Takes what waits in the sockets; true when there may be more.
+    fn turn(&mut self) -> Result<bool, Error> {
+        self.watch_connection()?;
+        self.read_replies();
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(frames) = receive(&self.live) else { return Ok(false) };
+            self.tail.message(Via::Live, &frames, &mut self.lines);
+        }
+        Ok(true)
+    }
+
+    fn write(&mut self, output: &mut impl Write) -> io::Result<()> {
+        for line in self.lines.drain(..) {
+            writeln!(output, "{line}")?;
+        }
+        output.flush()
+    }
+
+    fn watch_connection(&mut self) -> Result<(), Error> {
+        while let Some(frames) = receive(&self.monitor) {
+            // Frame 1 is the event as a native u16, then a u32; libzmq, zmq_socket_monitor(3).
+            let event = frames.first().and_then(|frame| frame.first_chunk()).map(|event| u16::from_ne_bytes(*event));
+            match event.map(i32::from) {
+                Some(event) if event == zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 => {
+                    self.lines.push(self.tail.mark(&Mark::Connected));
+                    self.ask_for_replay()?;
+                }
+                Some(event) if event == zmq::SocketEvent::DISCONNECTED as i32 => {
+                    self.lines.push(self.tail.mark(&Mark::Disconnected));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_for_replay(&mut self) -> Result<(), Error> {
+        let Replay::Wanted { endpoint, from } = &self.replay else { return Ok(()) };
+        let dealer = request(&self.context, endpoint, *from).map_err(at(endpoint))?;
+        self.lines.push(self.tail.replay_asked(*from));
+        self.replay = Replay::Running { dealer, heard_at: Instant::now() };
+        Ok(())
+    }
+
+    fn read_replies(&mut self) {
+        let Replay::Running { dealer, heard_at } = &mut self.replay else { return };
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(frames) = receive(dealer) else { break };
+            *heard_at = Instant::now();
+            if self.tail.message(Via::Replay, &frames, &mut self.lines) {
+                self.replay = Replay::Past;
+                return;
+            }
+        }
+        if heard_at.elapsed() > REPLAY_TIMEOUT {
+            self.lines.push(self.tail.mark(&Mark::ReplaySilent));
+            self.replay = Replay::Past;
+        }
+    }
+}
+
+fn at(endpoint: &str) -> impl FnOnce(zmq::Error) -> Error {
+    let endpoint = endpoint.to_owned();
+    move |source| Error::Socket { endpoint, source }
+}
+
+/// A SUB socket that is connecting, and the monitor that tells of its connection.
+fn subscribe(context: &zmq::Context, endpoint: &str, topic: &str) -> zmq::Result<(zmq::Socket, zmq::Socket)> {
+    let live = socket(context, zmq::SUB, endpoint)?;
+    live.set_rcvhwm(LIVE_QUEUE)?;
+    live.set_tcp_keepalive(1)?;
+    // A node that is gone says nothing: without this, neither would we.
+    live.set_heartbeat_ivl(5_000)?;
+    live.set_heartbeat_timeout(15_000)?;
+    live.set_subscribe(topic.as_bytes())?;
+    live.monitor(MONITOR, zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 | zmq::SocketEvent::DISCONNECTED as i32)?;
+    let monitor = context.socket(zmq::PAIR)?;
+    monitor.set_linger(0)?;
+    monitor.connect(MONITOR)?;
+    live.connect(endpoint)?;
+    Ok((live, monitor))
+}
+
+/// A DEALER that has asked for the batches from a number on.
+fn request(context: &zmq::Context, endpoint: &str, from: u64) -> zmq::Result<zmq::Socket> {
+    let dealer = socket(context, zmq::DEALER, endpoint)?;
+    dealer.set_rcvhwm(LIVE_QUEUE)?;
+    dealer.connect(endpoint)?;
+    dealer.send_multipart([&b""[..], &from.to_be_bytes()], zmq::DONTWAIT)?;
+    Ok(dealer)
+}
+
+fn socket(context: &zmq::Context, kind: zmq::SocketType, endpoint: &str) -> zmq::Result<zmq::Socket> {
+    let socket = context.socket(kind)?;
+    socket.set_linger(0)?;
+    socket.set_maxmsgsize(MAX_FRAME_BYTES)?;
+    socket.set_ipv6(endpoint.contains('['))?;
+    Ok(socket)
+}
+
+/// The next message, if one waits.
+fn receive(socket: &zmq::Socket) -> Option<Vec<Vec<u8>>> {
+    socket.recv_multipart(zmq::DONTWAIT).ok()
+}
