@@ -162,7 +162,15 @@ pub(crate) fn source(endpoint: u32, events: String, replay: Option<String>) -> S
         adapters: Vec::new(),
         reports: false,
     };
-    Source { endpoint: EndpointId(endpoint), address, events, replay, rank: 0, model: Arc::new(model) }
+    Source {
+        endpoint: EndpointId(endpoint),
+        address,
+        events,
+        replay,
+        rank: 0,
+        model: Arc::new(model),
+        endpoint_knowledge: Arc::default(),
+    }
 }
 
 /// The event plane with its index.
