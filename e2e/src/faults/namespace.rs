@@ -97,7 +97,7 @@ impl Namespace {
     }
 
     /// An endpoint of a publisher inside, as it is reached from outside.
-    fn from_outside(&self, endpoint: &str) -> String {
+    fn seen_from_outside(&self, endpoint: &str) -> String {
         endpoint.replace("0.0.0.0", &self.their_address)
     }
 }
@@ -121,7 +121,7 @@ pub(super) fn half_open(setting: &Setting) -> Result<Outcome> {
     let any = "tcp://0.0.0.0:0".to_owned();
     let args = PublisherArgs { events: any.clone(), replay: any, start_batches: BEFORE, ..PublisherArgs::default() };
     let mut old = namespace.publisher(setting, &args)?;
-    let [events, replay] = [old.events(), old.replay()].map(|endpoint| namespace.from_outside(endpoint));
+    let [events, replay] = [old.events(), old.replay()].map(|endpoint| namespace.seen_from_outside(endpoint));
     let mut follower = Follower::start(&setting.binary)?;
     follower.follow(ENDPOINT, &events, Some(&replay))?;
     let settled = |last: u64| move |view: &SourceView| view.is_settled() && view.last_seq == Some(last);
