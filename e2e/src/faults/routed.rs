@@ -207,7 +207,10 @@ async fn replace_router(
     options: &RouterOptions,
     end: End,
 ) -> Result<Duration> {
-    let Some(router) = stack.router.take().filter(|_| end != End::None) else { return Ok(Duration::ZERO) };
+    if end == End::None {
+        return Ok(Duration::ZERO);
+    }
+    let router = stack.router.take().context("the router was stopped")?;
     let (started, addresses) = (Instant::now(), [router.extproc(), router.admin()]);
     match end {
         End::Killed => router.kill()?,
