@@ -6,6 +6,8 @@
 //! - event:     [`events`] → [`routing::index`]
 //! - discovery: [`discovery`] → [`routing::endpoint`], [`events`]
 //!
+//! What is asked of an engine over HTTP, by the request and the discovery flow, goes through [`engine`].
+//!
 //! [`routing`] is plain computation: no I/O, no clock, no log. `docs/architecture.md` has the table of
 //! who may import whom; `tests/layers.rs` holds it.
 
@@ -15,6 +17,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod discovery;
+pub mod engine;
 pub mod events;
 pub mod extproc;
 pub mod request;

@@ -62,7 +62,7 @@ impl Engines {
     /// # Errors
     /// When an engine refuses.
     pub async fn reset(&self) -> Result<()> {
-        let client = reqwest::Client::builder().no_proxy().build().context("HTTP client")?;
+        let client = crate::http::client();
         for address in self.http() {
             let post = |path: &str| client.post(format!("http://{address}{path}"));
             post("/reset_prefix_cache").send().await?.error_for_status().context("cannot empty the cache")?;

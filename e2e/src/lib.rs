@@ -4,6 +4,7 @@
 //! - [`cache`] keeps what is fetched or built once; [`fetch`] gets Envoy into it, [`vllm`] installs and runs vLLM.
 //! - [`process`] ends programs together with their children, [`tool`] runs programs to their end, [`service`] waits until a
 //!   program serves; [`envoy`] and [`router`] are such programs.
+//! - [`http`] is the client that all of them are asked with.
 //! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real ones.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
 //! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between it and a subscriber bad.
@@ -19,6 +20,7 @@ pub mod engines;
 pub mod envoy;
 pub mod faults;
 pub mod fetch;
+pub mod http;
 pub mod lag;
 pub mod load;
 pub mod process;

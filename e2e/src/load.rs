@@ -77,7 +77,7 @@ async fn play(
     n_done: Arc<AtomicUsize>,
     deadline: Option<Instant>,
 ) -> Result<Vec<Outcome>> {
-    let client = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build().context("HTTP client")?;
+    let client = crate::http::client_with_timeout(REQUEST_TIMEOUT);
     let next = Arc::new(AtomicUsize::new(0));
     let mut users = JoinSet::new();
     for _ in 0..workload.options.n_users {

@@ -71,12 +71,12 @@ impl ProcessGroup {
         self.finish()
     }
 
-    /// Ends the group by SIGKILL, as a crash would.
+    /// Ends the group with SIGKILL at once, as a lack of memory would.
     ///
     /// # Errors
     /// When the group can't be signalled.
-    pub fn kill(mut self) -> Result<ExitStatus> {
-        self.finish()
+    pub async fn kill(mut self) -> Result<ExitStatus> {
+        tokio::task::spawn_blocking(move || self.finish()).await.context("killing a program panicked")?
     }
 
     fn stop_blocking(&mut self) -> Result<ExitStatus> {
@@ -162,6 +162,13 @@ mod tests {
             assert!(Instant::now() < deadline, "process {child} outlived its group");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
+    }
+
+    #[tokio::test]
+    async fn kill_leaves_no_time_for_a_farewell() {
+        let mut group = shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done");
+        first_line(&mut group);
+        assert_eq!(group.kill().await.unwrap().code(), None);
     }
 
     #[test]

@@ -33,7 +33,10 @@ pub struct RouterOptions {
     pub model: String,
     /// `--prefix-caching-hash-algo` of the engines, `PYTHONHASHSEED` unset.
     pub algorithm: HashAlgorithm,
-    /// Name and `lora_path` of each adapter that the engines have.
+    /// Whether the engines themselves are asked where they publish events, and the router is not told. By default it is told
+    /// and does not ask: what stands between router and engine in a test must not be gone round.
+    pub asks_for_sources: bool,
+    /// Name and `lora_path` of each adapter that the engines have; an empty path is left out.
     pub adapters: Vec<(String, String)>,
     /// The engines.
     pub engines: Vec<EngineAddress>,
@@ -53,6 +56,7 @@ impl RouterOptions {
             model,
             algorithm: HashAlgorithm::Sha256,
             adapters: Vec::new(),
+            asks_for_sources: false,
             engines,
             replays: true,
             reports: false,
@@ -115,8 +119,8 @@ impl Router {
     ///
     /// # Errors
     /// When it cannot be signalled.
-    pub fn kill(self) -> Result<()> {
-        self.service.kill()
+    pub async fn kill(self) -> Result<()> {
+        self.service.kill().await
     }
 
     /// The ext_proc gRPC server.
@@ -139,7 +143,8 @@ impl Router {
     /// # Errors
     /// When it does not answer.
     pub async fn metrics(&self) -> Result<String> {
-        let answer = reqwest::get(format!("http://{}/metrics", self.admin)).await.context("GET /metrics")?;
+        let request = crate::http::client().get(format!("http://{}/metrics", self.admin));
+        let answer = request.send().await.context("GET /metrics")?;
         answer.text().await.context("GET /metrics: answer")
     }
 }
@@ -168,9 +173,16 @@ pub fn binary() -> Result<PathBuf> {
 fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Value {
     let engine = |engine: &EngineAddress| {
         let replay = options.replays.then_some(&engine.replay);
-        json!({"address": engine.http, "events": engine.events, "replay": replay})
+        if options.asks_for_sources {
+            json!({"address": engine.http})
+        } else {
+            json!({"address": engine.http, "events": engine.events, "replay": replay})
+        }
     };
-    let adapter = |(name, path): &(String, String)| json!({"name": name, "path": path});
+    let adapter = |(name, path): &(String, String)| {
+        let path = Some(path).filter(|path| !path.is_empty());
+        json!({"name": name, "path": path})
+    };
     json!({
         "listen": {"extproc": extproc, "admin": admin},
         "events": {"snapshots": {"dir": options.snapshots, "interval": "1s"}},
@@ -180,7 +192,7 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
             "adapters": options.adapters.iter().map(adapter).collect::<Vec<_>>(),
             "block_hash": {"algorithm": options.algorithm.as_str()},
             "tokenizer": {"kind": "remote"},
-            "events": {"report": options.reports},
+            "events": {"discover": options.asks_for_sources, "report": options.reports},
             "discovery": {"static": options.engines.iter().map(engine).collect::<Vec<_>>()},
         }],
     })

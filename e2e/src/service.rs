@@ -58,8 +58,8 @@ impl Service {
     ///
     /// # Errors
     /// When it cannot be signalled.
-    pub fn kill(self) -> Result<()> {
-        self.group.kill().map(|_| ())
+    pub async fn kill(self) -> Result<()> {
+        self.group.kill().await.map(|_| ())
     }
 
     /// What the program wrote, standard output and error together.
@@ -93,7 +93,7 @@ impl Service {
     }
 
     async fn poll(&self, url: &str, limit: Duration) -> Result<()> {
-        let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build().context("HTTP client")?;
+        let http = crate::http::client_with_timeout(REQUEST_TIMEOUT);
         let deadline = Instant::now() + limit;
         loop {
             let answer = http.get(url).send().await;

@@ -93,11 +93,11 @@ impl Stack {
         Ok(())
     }
 
-    /// Waits until the router follows `engine` without knowing what it had cached before.
+    /// Waits until the router follows the events of `engine`.
     ///
     /// # Errors
     /// When that takes longer than 10 s.
-    pub async fn wait_incomplete(&self, engine: SocketAddr) -> Result<()> {
+    pub async fn wait_following(&self, engine: SocketAddr) -> Result<()> {
         let router = self.router.as_ref().context("the router was stopped")?;
         let deadline = Instant::now() + INDEX_DEADLINE;
         loop {
@@ -105,10 +105,10 @@ impl Stack {
             let endpoint = format!("endpoint=\"{engine}\"");
             let mut states = metrics.lines().filter(|line| line.starts_with("warmroute_source_state{"));
             let state = states.find(|line| line.contains(&endpoint)).unwrap_or_default();
-            if state.contains("state=\"incomplete\"") {
+            if ["live", "incomplete"].iter().any(|name| state.contains(&format!("state=\"{name}\""))) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "the router shows {state:?}, expected it to be incomplete");
+            ensure!(Instant::now() < deadline, "the router shows {state:?}, expected it to be followed");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }

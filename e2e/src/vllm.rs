@@ -30,8 +30,9 @@ pub const LORA: &str = "lora-a";
 /// Where the adapter lies, as the server is told: the text is part of the block hash, so it must not differ between machines.
 pub const LORA_PATH: &str = "model/lora-a";
 
-/// Two servers that start at once beside other load took 87 s on 2 cores; the rest is for slower machines.
-const START_DEADLINE: Duration = Duration::from_secs(300);
+/// Two servers that start at once beside other load took 87 s on 2 cores, and the first one after an install, which compiles
+/// all of Python's modules, more than 300 s; the rest is for slower machines.
+const START_DEADLINE: Duration = Duration::from_secs(900);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Below the range from which Linux takes the ports of outgoing connections, which could come in between our look and vLLM's bind.
@@ -56,6 +57,8 @@ pub struct VllmOptions {
     pub core: Option<usize>,
     /// Topic of the event stream.
     pub topic: String,
+    /// Data-parallel ranks, each with a cache and event ports of its own, all behind one HTTP port.
+    pub n_ranks: u16,
     /// Further flags of `vllm serve`.
     pub args: Vec<String>,
 }
@@ -72,6 +75,7 @@ impl Default for VllmOptions {
             lora: false,
             core: None,
             topic: String::new(),
+            n_ranks: 1,
             args: Vec::new(),
         }
     }
@@ -80,6 +84,7 @@ impl Default for VllmOptions {
 /// A running vLLM server; dropping it ends it.
 #[derive(Debug)]
 pub struct VllmServer {
+    options: VllmOptions,
     group: ProcessGroup,
     ports: Ports,
     log: PathBuf,
@@ -93,8 +98,22 @@ impl VllmServer {
     /// When vLLM can't be installed, when the server exits or does not answer in time (the error ends with what its log says), or
     /// when something else answers in its place.
     pub async fn start(options: VllmOptions) -> Result<Self> {
-        let server =
-            tokio::task::spawn_blocking(move || Self::spawn(&options)).await.context("starting vLLM panicked")??;
+        Self::start_on(options, None).await
+    }
+
+    /// Kills all processes of the server without a warning, and starts another one on the same ports.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn kill_and_restart(self) -> Result<Self> {
+        let Self { options, group, ports, .. } = self;
+        group.kill().await?;
+        Self::start_on(options, Some(ports)).await
+    }
+
+    async fn start_on(options: VllmOptions, ports: Option<Ports>) -> Result<Self> {
+        let spawn = move || Self::spawn(options, ports);
+        let server = tokio::task::spawn_blocking(spawn).await.context("starting vLLM panicked")??;
         match server.wait_ready().await {
             Ok(()) => Ok(server),
             Err(error) => {
@@ -166,27 +185,30 @@ impl VllmServer {
         self.group.stop().await
     }
 
-    fn spawn(options: &VllmOptions) -> Result<Self> {
+    fn spawn(options: VllmOptions, ports: Option<Ports>) -> Result<Self> {
         let cache = Cache::from_env()?;
         let install = Install::get(&cache)?;
         let model_dir = install.model(&cache, options.max_model_len)?;
-        let ports = Ports::free()?;
+        let ports = match ports {
+            Some(ports) => ports,
+            None => Ports::free(options.n_ranks)?,
+        };
         let log = log_path(&cache, ports.http)?;
         let log_file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let log_file_too = log_file.try_clone().context("cannot share the log file")?;
         let mut command = Command::new(install.python());
         command
             .arg(install.serve_script())
-            .args(arguments(options, ports))
+            .args(arguments(&options, ports))
             .current_dir(model_dir)
             .env("PATH", path_with(&install.bin())?)
             .env_remove("PYTHONHASHSEED")
-            .envs(environment(options))
+            .envs(environment(&options))
             .stdout(Stdio::from(log_file))
             .stderr(Stdio::from(log_file_too));
         let group = ProcessGroup::spawn("vLLM", &mut command)?;
-        let http = reqwest::Client::builder().no_proxy().build().context("HTTP client")?;
-        Ok(Self { group, ports, log, http })
+        let http = crate::http::client();
+        Ok(Self { options, group, ports, log, http })
     }
 
     async fn wait_ready(&self) -> Result<()> {
@@ -219,21 +241,21 @@ struct Ports {
 }
 
 impl Ports {
-    /// Three ports on which nobody listens. They are not reserved: vLLM binds them itself, some seconds later.
-    fn free() -> Result<Self> {
-        let mut held = Vec::new();
+    /// Ports on which nobody listens: one for HTTP, one per rank for events and for replays. They are not reserved: vLLM
+    /// binds them itself, some seconds later.
+    fn free(n_ranks: u16) -> Result<Self> {
+        let n_ports = 1 + 2 * n_ranks;
         for _ in 0..100 {
+            let http = fastrand::u16(PORTS.start..PORTS.end - n_ports);
             // On all addresses, as the publisher will.
-            if let Ok(listener) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, fastrand::u16(PORTS))) {
-                held.push(listener.local_addr().context("port of a listener")?.port());
-            }
-            held.sort_unstable();
-            held.dedup();
-            if let [http, events, replay] = held[..] {
-                return Ok(Self { http, events, replay });
+            let listeners: Vec<_> = (http..http + n_ports)
+                .map_while(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).ok())
+                .collect();
+            if listeners.len() == usize::from(n_ports) {
+                return Ok(Self { http, events: http + 1, replay: http + 1 + n_ranks });
             }
         }
-        bail!("found no 3 free ports in {PORTS:?}")
+        bail!("found no {n_ports} free ports in a row in {PORTS:?}")
     }
 }
 
@@ -262,6 +284,11 @@ fn arguments(options: &VllmOptions, ports: Ports) -> Vec<String> {
     arguments.extend(["--kv-events-config".into(), events.to_string()]);
     if let Some(n_blocks) = options.n_blocks {
         arguments.extend(["--num-gpu-blocks-override".into(), n_blocks.to_string()]);
+    }
+    if options.n_ranks > 1 {
+        // By default vLLM starts as many API servers as ranks.
+        arguments.extend(["--data-parallel-size".into(), options.n_ranks.to_string()]);
+        arguments.extend(["--api-server-count", "1"].map(Into::into));
     }
     if options.lora {
         arguments.extend(["--enable-lora", "--max-lora-rank", "8", "--lora-modules"].map(Into::into));
@@ -311,8 +338,8 @@ mod tests {
 
     #[test]
     fn free_ports_differ() {
-        let ports = Ports::free().unwrap();
-        assert!(ports.http != ports.events && ports.events != ports.replay && ports.replay != ports.http);
+        let Ports { http, events, replay } = Ports::free(3).unwrap();
+        assert!(PORTS.contains(&http) && http < events && events + 3 <= replay && PORTS.contains(&(replay + 2)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::HeaderMap;
 use e2e::engines::Engines;
 use e2e::envoy::SERVED_BY;
+use e2e::http::client;
 use e2e::router::{EngineAddress, RouterOptions};
 use e2e::service::free_addresses;
 use e2e::sim::SimOptions;
@@ -56,7 +57,7 @@ impl Setup {
         let dir = tempfile::tempdir().unwrap();
         let options = RouterOptions { replays: false, reports, ..RouterOptions::new(engines.addresses()) };
         let stack = Stack::start(dir.path(), &options).await.unwrap();
-        stack.wait_incomplete(engines.http()[0]).await.unwrap();
+        stack.wait_following(engines.http()[0]).await.unwrap();
         Self { stack, engines, _dir: dir }
     }
 
@@ -68,7 +69,7 @@ impl Setup {
 
     async fn complete(&self, prompt: &[u32]) -> Response {
         let body = json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
-        Client::new().post(self.stack.url("/v1/completions")).json(&body).send().await.unwrap()
+        client().post(self.stack.url("/v1/completions")).json(&body).send().await.unwrap()
     }
 }
 
@@ -116,7 +117,7 @@ async fn conversation_stays_where_its_first_turn_went() {
     let mut engine = None;
     for turn in 0..4 {
         let body = json!({"model": "tiny", "messages": messages, "max_tokens": 40});
-        let request = Client::new().post(setup.stack.url("/v1/chat/completions")).json(&body);
+        let request = client().post(setup.stack.url("/v1/chat/completions")).json(&body);
         let response = request.send().await.unwrap();
         let served = served_by(&response);
         assert_eq!(*engine.get_or_insert(served), served, "turn {turn}");
@@ -136,7 +137,7 @@ async fn forged_routing_headers_are_ignored() {
     let outside = setup.stack.envoy.admin();
     for forged in [other, outside] {
         let body = json!({"model": "tiny", "prompt": prompt(1), "max_tokens": 1});
-        let request = Client::new().post(setup.stack.url("/v1/completions")).json(&body);
+        let request = client().post(setup.stack.url("/v1/completions")).json(&body);
         let request = request.header("x-gateway-destination-endpoint", forged.to_string());
         let response = request.header("target-pod", forged.to_string()).send().await.unwrap();
         assert_eq!((response.status(), served_by(&response)), (StatusCode::OK, warm), "forged {forged}");
@@ -144,7 +145,7 @@ async fn forged_routing_headers_are_ignored() {
     // Requests for which the router names nobody: Envoy must not follow the client either.
     let mut served = BTreeSet::new();
     for _ in 0..30 {
-        let request = Client::new().get(setup.stack.url("/v1/models"));
+        let request = client().get(setup.stack.url("/v1/models"));
         let request = request.header("x-gateway-destination-endpoint", other.to_string());
         served.insert(served_by(&request.send().await.unwrap()));
     }
@@ -169,7 +170,7 @@ async fn answers_stream_token_by_token() {
     let body = json!({"model": "tiny", "messages": [{"role": "user", "content": "kato"}], "max_tokens": 100,
                       "stream": true, "stream_options": {"include_usage": true}});
     let start = Instant::now();
-    let request = Client::new().post(setup.stack.url("/v1/chat/completions")).json(&body);
+    let request = client().post(setup.stack.url("/v1/chat/completions")).json(&body);
     let mut bytes = request.send().await.unwrap().bytes_stream();
     let mut text = String::new();
     let mut first = None;
@@ -186,7 +187,7 @@ async fn answers_stream_token_by_token() {
 #[tokio::test]
 async fn models_are_listed_through_envoy() {
     let setup = Setup::start().await;
-    let response = reqwest::get(setup.stack.url("/v1/models")).await.unwrap();
+    let response = client().get(setup.stack.url("/v1/models")).send().await.unwrap();
     assert_eq!(response.status(), 200);
     let models: Value = response.json().await.unwrap();
     assert_eq!(models["data"][0]["id"], "tiny");
@@ -234,7 +235,7 @@ impl Echo {
 #[tokio::test]
 async fn clients_report_mode_is_cut_out_and_the_length_fits() {
     let Echo { stack, .. } = &Echo::start().await;
-    for n_words in [1, 1_000, 2_000_000] {
+    for n_words in [1, 1_000, 300_000] {
         let rest = format!(r#""model": "tiny", "odd": 1.50, "odd": [ ], "prompt": "{}""#, "kato ".repeat(n_words));
         let given = format!(r#"{{"vllm_xargs": {{"kv_cache_report_mode": "full"}}, {rest}}}"#);
         let expected = format!("{{{rest}}}");
@@ -322,7 +323,7 @@ async fn malformed_bodies_reach_an_engine_unchanged() {
     ];
     for body in bodies {
         for path in ["/v1/completions", "/v1/chat/completions"] {
-            let request = Client::new().post(stack.url(path)).header("content-type", "application/json");
+            let request = client().post(stack.url(path)).header("content-type", "application/json");
             let response = request.body(body.to_vec()).send().await.unwrap();
             let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
             assert_eq!(response.status(), 200, "{path} {shown}");

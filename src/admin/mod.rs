@@ -180,7 +180,7 @@ mod tests {
             rank: 0,
             state: "live",
             last_seq: None,
-            digest: SourceDigest { n_blocks: 5, sum: None },
+            digest: SourceDigest { n_blocks: 5, sum: 1 },
             proved: Vec::new(),
             generations: 1,
             gaps: 0,

@@ -3,10 +3,12 @@
 //! All faults are reported together, each with its path, what was found and what was expected, before any port is
 //! opened. Every setting is documented at its field; `warmroute check-config` prints them with the values in force.
 
+mod discovery;
+mod engine;
 mod reader;
 mod values;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,11 +17,17 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use discovery::read_discovery;
+pub use discovery::{Discovery, StaticEndpoint};
+pub use engine::ModelEvents;
+use engine::{read_access, read_model_events};
 pub use reader::Fault;
 use reader::{Node, Source};
 pub use values::{Human, TokenizerKind, ZmqEndpoint};
 
+use crate::engine::Access;
 use crate::routing::hash::{BlockHasher, HashAlgorithm};
+use crate::routing::index::IndexLimits;
 use crate::snapshots::Sibling;
 use crate::telemetry::LogFormat;
 
@@ -68,6 +76,9 @@ pub struct Selection {
 pub struct Limits {
     /// Largest request body in bytes, default 32 MiB. Set Envoy's buffer limit to the same value.
     pub body_bytes: usize,
+    /// Memory for the index of all models in bytes, default 2 GiB, about 20 million blocks. At the limit
+    /// new blocks are refused, counted, and their sources shown as incomplete.
+    pub index_bytes: usize,
 }
 
 /// `log`: where it goes is standard error.
@@ -124,14 +135,16 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// Whether requests that name no model come here; at most one model has it.
     pub default: bool,
-    /// LoRA adapters, with the paths they were loaded from: the path is part of vLLM's block hash.
+    /// LoRA adapters, with the paths they were loaded from where they are known: the path is part of vLLM's block hash.
     pub adapters: Vec<Adapter>,
     /// The engine's hash settings.
     pub block_hash: BlockHash,
+    /// How the engines are reached over HTTP.
+    pub engine: Access,
+    /// What the engines are asked about their KV events.
+    pub events: ModelEvents,
     /// Where token ids come from.
     pub tokenizer: Tokenizer,
-    /// The engine's KV events.
-    pub events: ModelEvents,
     /// The endpoints.
     pub discovery: Discovery,
 }
@@ -141,8 +154,8 @@ pub struct Model {
 pub struct Adapter {
     /// As in the request's `model` field.
     pub name: Arc<str>,
-    /// `lora_path` as it was given to vLLM.
-    pub path: Arc<str>,
+    /// `lora_path` as it was given to vLLM; null where it is not known: then the adapter's blocks are credited by their tokens.
+    pub path: Option<Arc<str>>,
 }
 
 /// `models[].block_hash`: what the engines were started with.
@@ -169,34 +182,6 @@ pub struct Tokenizer {
     /// Longest that a request may wait for its tokens before it is picked by load, default 100ms. Keep below Envoy's
     /// `message_timeout`.
     pub budget: Human,
-}
-
-/// `models[].events`: what may be done about the engine's KV events.
-#[derive(Clone, Debug, Serialize)]
-pub struct ModelEvents {
-    /// Whether one request of each conversation has its engine announce what it reuses, where the router does not know all
-    /// of the engine's cache; default false. Needs vLLM 0.26.
-    pub report: bool,
-}
-
-/// `models[].discovery`
-#[derive(Clone, Debug, Serialize)]
-pub struct Discovery {
-    /// `static`: the endpoints themselves.
-    #[serde(rename = "static")]
-    pub fixed: Vec<StaticEndpoint>,
-}
-
-/// `models[].discovery.static[]`
-#[derive(Clone, Debug, Serialize)]
-pub struct StaticEndpoint {
-    /// IP literal and port, as in Envoy's cluster.
-    pub address: SocketAddr,
-    /// Where the engine publishes KV events; unset, the endpoint is picked by load only. `tcp://*:port` is a port of ours
-    /// that the engine dials: its topic has to be `kv@`, the address, `@` and the model's name.
-    pub events: Option<ZmqEndpoint>,
-    /// Where the engine replays them; unset, every reconnect starts from nothing.
-    pub replay: Option<ZmqEndpoint>,
 }
 
 /// The configuration cannot be used.
@@ -280,13 +265,18 @@ fn read_selection(node: &Node<'_>) -> Selection {
 }
 
 fn read_limits(node: &Node<'_>) -> Limits {
-    const EXPECTED: &str = "a number of bytes from 1024 to 1073741824";
-    let [body_bytes] = node.fields(["body_bytes"]);
-    let limit = body_bytes.or(32 << 20, EXPECTED);
-    if !(1 << 10..=1 << 30).contains(&limit) {
-        body_bytes.fault(limit, EXPECTED);
+    const BODY: &str = "a number of bytes from 1024 to 1073741824";
+    const INDEX: &str = "a number of bytes from 1048576 on";
+    let [body_bytes, index_bytes] = node.fields(["body_bytes", "index_bytes"]);
+    let body_limit = body_bytes.or(32 << 20, BODY);
+    if !(1 << 10..=1 << 30).contains(&body_limit) {
+        body_bytes.fault(body_limit, BODY);
     }
-    Limits { body_bytes: limit }
+    let index_limit = index_bytes.or(IndexLimits::default().bytes, INDEX);
+    if index_limit < 1 << 20 {
+        index_bytes.fault(index_limit, INDEX);
+    }
+    Limits { body_bytes: body_limit, index_bytes: index_limit }
 }
 
 fn read_log(node: &Node<'_>) -> Log {
@@ -343,8 +333,17 @@ fn read_shutdown(node: &Node<'_>) -> Shutdown {
 }
 
 fn read_model(node: &Node<'_>) -> Option<Model> {
-    let [name, aliases, default, adapters, block_hash, tokenizer, events, discovery] =
-        node.fields(["name", "aliases", "default", "adapters", "block_hash", "tokenizer", "events", "discovery"]);
+    let [name, aliases, default, adapters, block_hash, engine, events, tokenizer, discovery] = node.fields([
+        "name",
+        "aliases",
+        "default",
+        "adapters",
+        "block_hash",
+        "engine",
+        "events",
+        "tokenizer",
+        "discovery",
+    ]);
     let name = name.name("the model's name");
     let aliases = each(&aliases.items(), |alias| alias.name("a model name"));
     let default = default.or(false, "true or false");
@@ -354,8 +353,8 @@ fn read_model(node: &Node<'_>) -> Option<Model> {
     }
     let adapters = each(&adapters.items(), read_adapter);
     let block_hash = read_block_hash(&block_hash);
+    let (engine, events) = (read_access(&engine), read_model_events(&events));
     let tokenizer = read_tokenizer(&tokenizer);
-    let events = read_model_events(&events);
     let discovery = read_discovery(&discovery);
     Some(Model {
         name: name?.into(),
@@ -363,8 +362,9 @@ fn read_model(node: &Node<'_>) -> Option<Model> {
         default,
         adapters: adapters?,
         block_hash,
-        tokenizer,
+        engine,
         events,
+        tokenizer,
         discovery: discovery?,
     })
 }
@@ -377,8 +377,12 @@ fn each<T>(nodes: &[Node<'_>], read: impl Fn(&Node<'_>) -> Option<T>) -> Option<
 
 fn read_adapter(node: &Node<'_>) -> Option<Adapter> {
     let [name, path] = node.fields(["name", "path"]);
-    let (name, path) = (name.name("the adapter's name"), path.name("the adapter's lora_path"));
-    Some(Adapter { name: name?.into(), path: path?.into() })
+    const PATH: &str = "the adapter's lora_path, or null where it is not known";
+    let (name, lora_path) = (name.name("the adapter's name"), path.string(PATH));
+    if lora_path.as_deref() == Some("") {
+        path.fault("nothing", PATH);
+    }
+    Some(Adapter { name: name?.into(), path: lora_path.map(Into::into) })
 }
 
 fn read_block_hash(node: &Node<'_>) -> BlockHash {
@@ -397,44 +401,6 @@ fn read_tokenizer(node: &Node<'_>) -> Tokenizer {
         budget.fault(format!("{limit}"), BUDGET);
     }
     Tokenizer { kind: kind.or(TokenizerKind::Remote, "remote"), budget: limit }
-}
-
-fn read_model_events(node: &Node<'_>) -> ModelEvents {
-    let [report] = node.fields(["report"]);
-    ModelEvents { report: report.or(false, "true or false") }
-}
-
-fn read_discovery(node: &Node<'_>) -> Option<Discovery> {
-    let [fixed] = node.fields(["static"]);
-    if fixed.items().is_empty() {
-        fixed.fault("nothing", "a list of at least one endpoint");
-    }
-    let endpoints = each(&fixed.items(), read_endpoint)?;
-    let mut seen = BTreeSet::new();
-    for (endpoint, node) in endpoints.iter().zip(fixed.items()) {
-        if !seen.insert(endpoint.address) {
-            node.fault(endpoint.address, "an address that is not in the list twice");
-        }
-    }
-    Some(Discovery { fixed: endpoints })
-}
-
-fn read_endpoint(node: &Node<'_>) -> Option<StaticEndpoint> {
-    const EVENTS: &str = "a ZMQ endpoint such as tcp://127.0.0.1:5557";
-    let [address, events, replay] = node.fields(["address", "events", "replay"]);
-    let (publisher, replayer) = (events.optional(EVENTS), replay.optional(EVENTS));
-    if replayer.as_ref().is_some_and(ZmqEndpoint::is_bound) {
-        replay.fault("a wildcard", "an address to dial: vLLM binds its replay endpoint");
-    }
-    if replayer.is_some() && publisher.is_none() {
-        replay.fault("a replay endpoint without events", "events as well");
-    }
-    const ADDRESS: &str = "an IP address with port, such as 127.0.0.1:8000";
-    let parsed: SocketAddr = address.required(ADDRESS)?;
-    if parsed.ip().is_unspecified() || parsed.port() == 0 {
-        address.fault(parsed, ADDRESS);
-    }
-    Some(StaticEndpoint { address: parsed, events: publisher, replay: replayer })
 }
 
 /// A name in a request must lead to one model.
@@ -471,11 +437,12 @@ models:
     default: true
     adapters: [{name: lora-a, path: model/lora-a}]
     block_hash: {algorithm: sha256, pythonhashseed: null}
+    engine: {scheme: http, ca: null, api_key_file: null}
+    events: {discover: true, scrape: 10s, report: true}
     tokenizer: {kind: remote, budget: 100ms}
-    events: {report: true}
     discovery:
       static:
-        - {address: 127.0.0.1:8000, events: tcp://127.0.0.1:5557, replay: tcp://127.0.0.1:5558}
+        - {address: 127.0.0.1:8000, events: tcp://127.0.0.1:5557, replay: tcp://127.0.0.1:5658, ranks: 2}
 ";
 
     fn parse(yaml: &str, env: &[(&str, &str)]) -> Result<Config, Error> {
@@ -583,6 +550,7 @@ models:
             ("trace: {sample_ratio: 2}", "trace.sample_ratio"),
             ("log: {filter: 'a=b=c'}", "log.filter"),
             ("limits: {body_bytes: 1}", "limits.body_bytes"),
+            ("limits: {index_bytes: 1}", "limits.index_bytes"),
             ("events: {siblings: ['https://h:1']}", "events.siblings[0]"),
             ("events: {snapshots: {dir: ''}}", "events.snapshots.dir"),
             ("events: {snapshots: {dir: /d, interval: 5ms}}", "events.snapshots.interval"),
@@ -596,6 +564,50 @@ models:
             let found = faults(&FULL.replace("127.0.0.1:8000", address), &[]);
             assert!(found[0].starts_with("models[0].discovery.static[0].address: "), "{found:?}");
         }
+    }
+
+    #[test]
+    fn settings_of_a_model_that_cannot_work_are_refused_before_serving() {
+        let model = |settings: &str| format!("models: [{{name: m, {settings}}}]");
+        let endpoint = |settings: &str| model(&format!("discovery: {{static: [{{address: 1.1.1.1:1, {settings}}}]}}"));
+        let with_engine =
+            |settings: &str| model(&format!("engine: {{{settings}}}, discovery: {{static: [{{address: 1.1.1.1:1}}]}}"));
+        let with_events =
+            |settings: &str| model(&format!("events: {{{settings}}}, discovery: {{static: [{{address: 1.1.1.1:1}}]}}"));
+        for (yaml, expected) in [
+            (endpoint("ranks: 0"), "models[0].discovery.static[0].ranks: found 0, expected a number from 1 to 256"),
+            (endpoint("ranks: 1000"), "models[0].discovery.static[0].ranks: found 1000"),
+            (endpoint("events: ipc:///kv, ranks: 2"), "static[0].ranks: found 2 ranks from ipc:///kv on"),
+            (endpoint("events: tcp://h:65535, ranks: 2"), "static[0].ranks: found 2 ranks from tcp://h:65535 on"),
+            (endpoint("replay: tcp://h:1"), "models[0].discovery.static[0].replay: found a replay endpoint without"),
+            (with_engine("scheme: ftp"), "models[0].engine.scheme: found \"ftp\", expected http or https"),
+            (
+                with_engine("scheme: https, ca: /no/ca"),
+                "models[0].engine.ca: found /no/ca cannot be read: No such file",
+            ),
+            (with_engine("api_key_file: /no/key"), "models[0].engine.api_key_file: found /no/key cannot be read"),
+            (with_engine("api_key_file: 1.10"), "models[0].engine.api_key_file: found a value that YAML reads"),
+            (with_events("scrape: 0s"), "models[0].events.scrape: found 0s, expected a duration from 1s to 1h"),
+            (with_events("scrape: often"), "models[0].events.scrape: found \"often\""),
+            (with_events("discover: perhaps"), "models[0].events.discover: found \"perhaps\", expected true or false"),
+        ] {
+            let found = faults(&yaml, &[]);
+            assert!(found.len() == 1 && found[0].contains(expected), "{expected}\nis not\n{found:?}");
+        }
+        let both = faults(&with_engine("ca: /no/ca, api_key_file: /no/key"), &[]).join("\n");
+        for expected in ["engine.ca: found /no/ca", "engine.ca: found certificates for", "engine.api_key_file: found"] {
+            assert!(both.contains(expected), "{expected}\nis missing in\n{both}");
+        }
+    }
+
+    #[test]
+    fn an_adapter_needs_no_path_but_an_empty_one_is_a_mistake() {
+        let yaml = |adapter: &str| FULL.replace("{name: lora-a, path: model/lora-a}", adapter);
+        for adapter in ["{name: lora-a}", "{name: lora-a, path: null}"] {
+            assert_eq!(parse(&yaml(adapter), &[]).expect("valid").models[0].adapters[0].path, None);
+        }
+        let found = faults(&yaml("{name: lora-a, path: ''}"), &[]);
+        assert!(found.len() == 1 && found[0].starts_with("models[0].adapters[0].path: found nothing"), "{found:?}");
     }
 
     #[test]

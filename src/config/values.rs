@@ -61,6 +61,17 @@ impl ZmqEndpoint {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Where the engine's data-parallel rank `rank` is, if this is where rank 0 is: vLLM adds the rank to the port (0.32.0,
+    /// `distributed/kv_events.py`). None where there is no such port, as with `ipc` beyond rank 0.
+    pub fn of_rank(&self, rank: u32) -> Option<Self> {
+        if rank == 0 {
+            return Some(self.clone());
+        }
+        let (host, port) = self.0.strip_prefix("tcp://")?.rsplit_once(':')?;
+        let port = port.parse::<u16>().ok()?.checked_add(u16::try_from(rank).ok()?)?;
+        Some(Self(format!("tcp://{host}:{port}")))
+    }
 }
 
 impl FromStr for ZmqEndpoint {
@@ -79,6 +90,19 @@ impl FromStr for ZmqEndpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rank_is_found_on_the_port_that_many_after_the_first() {
+        let of_rank = |text: &str, rank| {
+            let base: ZmqEndpoint = text.parse().expect("an endpoint");
+            base.of_rank(rank).map(|endpoint| endpoint.as_str().to_owned())
+        };
+        assert_eq!(of_rank("tcp://[::1]:5557", 3).as_deref(), Some("tcp://[::1]:5560"));
+        assert_eq!(of_rank("ipc:///run/kv", 0).as_deref(), Some("ipc:///run/kv"));
+        assert_eq!(of_rank("ipc:///run/kv", 1), None);
+        assert_eq!(of_rank("tcp://h:65535", 1), None);
+        assert_eq!(of_rank("tcp://h:1", 70_000), None);
+    }
 
     #[test]
     fn only_endpoints_of_zmq_are_taken() {

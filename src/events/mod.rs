@@ -8,6 +8,8 @@
 
 pub mod apply;
 pub mod continuity;
+#[cfg(test)]
+mod model;
 pub mod snapshot;
 pub mod socket;
 pub mod stats;

@@ -123,6 +123,8 @@ pub struct Routed {
     pub in_flight: InFlight,
     /// The pool it was picked from.
     pub pool: Arc<Pool>,
+    /// The data-parallel rank that the engine is told to use.
+    pub steered_rank: Option<u32>,
 }
 
 /// Why a request is left to Envoy's own policy.
@@ -237,11 +239,15 @@ impl Router {
         if !endpoints.synced {
             return (Verdict::Leave(Leave::NotSynced), None);
         }
-        let lookup = match request {
+        let mut lookup = match request {
             Ok(request) => self.look_up(target, &endpoints, request).await,
             Err(_) => Err(Fallback::UnreadableBody),
         };
-        let verdict = self.route(target, &endpoints, head.subset.as_deref(), &lookup);
+        if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
+            // The engine does as the client says, so what its other ranks hold is of no use.
+            lookup.matches.retain(|found| found.rank == rank);
+        }
+        let verdict = self.route(target, &endpoints, head, &lookup);
         let extended = self.extend(&verdict, &lookup, body);
         (verdict, extended)
     }
@@ -255,7 +261,7 @@ impl Router {
             Ok(Lookup { longest, .. }) => {
                 Found::Blocks { chain: &longest.hashes, is_credited: pick.matched_tokens >= longest.n_tokens }
             }
-            Err(Fallback::NoIndex) if routed.pool.hasher.is_some() => Found::NoIndex,
+            Err(Fallback::NoIndex) => Found::NoIndex,
             Err(_) => return None,
         };
         let extended = reports.extend(body, &pick.endpoint, found, self.now())?;
@@ -337,12 +343,12 @@ impl Router {
         &self,
         target: &Target,
         endpoints: &EndpointSet,
-        subset: Option<&[SocketAddr]>,
+        head: &RequestHead,
         lookup: &Result<Lookup, Fallback>,
     ) -> Verdict {
         let started = Instant::now();
         let matches = lookup.as_ref().map_or(&[][..], |lookup| &lookup.matches);
-        let is_allowed = |address: &SocketAddr| subset.is_none_or(|subset| subset.contains(address));
+        let is_allowed = |address: &SocketAddr| head.subset.as_ref().is_none_or(|subset| subset.contains(address));
         let now = self.now();
         let Some(pick) = pick(&candidates(endpoints, matches, is_allowed, now), &mut fastrand::Rng::new()) else {
             let is_empty = endpoints.endpoints.is_empty();
@@ -350,8 +356,9 @@ impl Router {
         };
         let in_flight = InFlight::new(pick.endpoint.clone(), now);
         self.metrics.observe_stage(Stage::Pick, started.elapsed());
+        let steered_rank = if head.rank.is_none() { steered_rank(&pick) } else { None };
         let decision = decision(&target.pool.model, pick, lookup);
-        Verdict::Route(Box::new(Routed { decision, in_flight, pool: target.pool.clone() }))
+        Verdict::Route(Box::new(Routed { decision, in_flight, pool: target.pool.clone(), steered_rank }))
     }
 
     fn timed<T>(&self, stage: Stage, step: impl FnOnce() -> T) -> T {
@@ -375,6 +382,14 @@ impl Router {
             Verdict::Refuse(refusal) => self.metrics.count_immediate_response(refusal.as_str()),
         }
     }
+}
+
+/// The rank whose match was credited, where there is more than one to choose from. Without a match vLLM balances its ranks
+/// by itself, and better, for it sees all their queues. The header is the same for every attempt: a runner-up without that
+/// rank would refuse the request.
+fn steered_rank(pick: &Pick) -> Option<u32> {
+    let rank = pick.rank.filter(|_| pick.endpoint.ranks.count() > 1)?;
+    pick.alternate.as_ref().is_none_or(|alternate| alternate.ranks.contains(rank)).then_some(rank)
 }
 
 fn scope(target: &Target, cache_salt: Option<String>) -> Scope {
@@ -401,4 +416,99 @@ fn decision(model: &Arc<str>, pick: Pick, lookup: &Result<Lookup, Fallback>) -> 
         Ok(lookup) => (Outcome::NoMatch, lookup.prompt_tokens),
     };
     Decision { model: model.clone(), pick, outcome, prompt_tokens }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::{Access, EngineClient};
+    use crate::routing::endpoint::{Endpoint, EndpointId};
+    use crate::routing::hash::{BlockSize, HashAlgorithm};
+    use crate::routing::index::{Holder, IndexLimits, SlotWriter, Tier};
+
+    const TOKENS: [u32; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+    struct Fixture {
+        router: Router,
+        pool: Arc<Pool>,
+        index: Arc<PrefixIndex>,
+    }
+
+    impl Fixture {
+        fn new(hasher: Option<BlockHasher>) -> Self {
+            let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
+            let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
+            let client = EngineClient::new(&Access::default()).expect("a client");
+            let pool = Arc::new(Pool {
+                model: "tiny".into(),
+                adapters: vec![("lora-a".into(), "".into())],
+                hasher,
+                tokenizer: RemoteTokenizer::new(client, Duration::from_secs(1)),
+                reports: None,
+                endpoints: watch::channel(Arc::new(set)).1,
+            });
+            let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+            let mut pools = Pools::default();
+            pools.add(&pool, &[], true);
+            let router = Router::new(pools, index.clone(), Arc::new(Metrics::new()));
+            Self { router, pool, index }
+        }
+
+        /// Lets a rank hold the first `n_blocks` blocks of [`TOKENS`] on a tier.
+        fn warm(&self, kind: KeyspaceKind, (endpoint, rank, tier): (u32, u32, Tier), n_blocks: usize) -> SlotWriter {
+            let keyspace = Keyspace { model: "tiny".into(), block_size: BlockSize::new(2).expect("not 0"), kind };
+            let holder = Holder { endpoint: EndpointId(endpoint), rank, tier };
+            let mut slot = self.index.acquire(&keyspace, holder).expect("a slot is free");
+            let hashes = self.pool.chain(&keyspace, &TOKENS, &Scope::default());
+            slot.store(&hashes[..n_blocks]);
+            slot.prove(KeyKinds::PLAIN);
+            slot
+        }
+
+        async fn decision(&self, model: &str) -> Decision {
+            let head = RequestHead { path: "/v1/completions".to_owned(), ..RequestHead::default() };
+            let body = serde_json::json!({ "model": model, "prompt": TOKENS }).to_string();
+            match self.router.decide(&head, body.as_bytes()).await.verdict {
+                Verdict::Route(routed) => routed.decision,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn engines_with_an_unknown_root_are_found_by_our_own_hashes() {
+        let fixture = Fixture::new(None);
+        assert_eq!(fixture.decision("tiny").await.outcome, Outcome::Fallback(Fallback::NoIndex));
+        let _slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 2);
+        let Decision { pick, outcome, .. } = fixture.decision("tiny").await;
+        assert_eq!((outcome, pick.endpoint.id, pick.matched_tokens), (Outcome::PrefixMatch, EndpointId(1), 4));
+        assert_eq!(pick.rank, Some(3));
+        assert_eq!(fixture.decision("lora-a").await.outcome, Outcome::NoMatch, "an adapter's blocks are others");
+    }
+
+    #[tokio::test]
+    async fn best_rank_over_all_keyspaces_and_tiers_decides() {
+        let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).expect("a known root");
+        let engine = KeyspaceKind::Engine { algorithm: hasher.algorithm(), root: hasher.root() };
+        let fixture = Fixture::new(Some(hasher));
+        let _slots = [
+            fixture.warm(engine.clone(), (0, 0, Tier::Gpu), 3),
+            fixture.warm(KeyspaceKind::Own, (1, 0, Tier::Gpu), 1),
+            fixture.warm(KeyspaceKind::Own, (1, 1, Tier::Gpu), 3),
+            fixture.warm(KeyspaceKind::Own, (1, 1, Tier::Cpu), 4),
+        ];
+        let pick = fixture.decision("tiny").await.pick;
+        assert_eq!((pick.endpoint.id, pick.rank), (EndpointId(1), Some(1)));
+        assert_eq!((pick.matched_tokens, pick.offloaded_tokens), (6, 2));
+        // Hashes of other settings than ours say nothing to us.
+        let other = BlockHasher::new(HashAlgorithm::Sha256, None).expect("a known root");
+        let other = Keyspace {
+            model: "tiny".into(),
+            block_size: BlockSize::new(2).expect("not 0"),
+            kind: KeyspaceKind::Engine { algorithm: other.algorithm(), root: other.root() },
+        };
+        assert!(fixture.pool.chain(&other, &TOKENS, &Scope::default()).is_empty());
+    }
 }

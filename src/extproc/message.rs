@@ -57,6 +57,10 @@ impl BodyMode {
     }
 }
 
+/// Header by which a client, or we, choose one of an engine's data-parallel ranks (vLLM 0.32.0,
+/// `entrypoints/generate/base/serving.py`; what is no number is ignored there).
+pub const RANK_HEADER: &str = "x-data-parallel-rank";
+
 /// What the request headers step tells.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestHead {
@@ -64,13 +68,16 @@ pub struct RequestHead {
     pub path: String,
     /// The endpoints that the gateway allows; none when it does not restrict them.
     pub subset: Option<Vec<SocketAddr>>,
+    /// The data-parallel rank that the client has chosen.
+    pub rank: Option<u32>,
 }
 
 impl RequestHead {
     /// Reads the request headers message.
     pub fn of(headers: &HttpHeaders, metadata: Option<&Metadata>) -> Self {
-        let path = headers.headers.as_ref().and_then(|map| header(map, ":path")).unwrap_or_default();
-        Self { path, subset: metadata.and_then(subset) }
+        let value = |name| headers.headers.as_ref().and_then(|map| header(map, name));
+        let rank = value(RANK_HEADER).and_then(|rank| rank.trim().parse().ok());
+        Self { path: value(":path").unwrap_or_default(), subset: metadata.and_then(subset), rank }
     }
 }
 

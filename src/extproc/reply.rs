@@ -14,7 +14,8 @@ use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 use serde_json::json;
 
-use super::decide::{Refusal, Verdict};
+use super::decide::{Refusal, Routed, Verdict};
+use super::message::RANK_HEADER;
 use crate::routing::pick::Pick;
 
 /// Namespace of the dynamic metadata that Envoy's `override_host` policy reads.
@@ -54,21 +55,21 @@ impl Replies {
     /// Answers the step that a verdict was asked for.
     pub fn verdict(&self, step: RequestStep, verdict: &Verdict) -> ProcessingResponse {
         match verdict {
-            Verdict::Route(routed) => self.route(step, &routed.decision.pick),
+            Verdict::Route(routed) => self.route(step, routed),
             Verdict::Leave(_) => self.pass(step),
             Verdict::Refuse(refusal) => refuse(*refusal),
         }
     }
 
-    fn route(&self, step: RequestStep, pick: &Pick) -> ProcessingResponse {
-        let destination = destination(pick);
-        let header = HeaderValue {
-            key: self.selection_header.clone(),
-            raw_value: destination.clone().into_bytes(),
-            ..Default::default()
+    fn route(&self, step: RequestStep, routed: &Routed) -> ProcessingResponse {
+        let destination = destination(&routed.decision.pick);
+        let header = |name: &str, value: String| {
+            overwrite(HeaderValue { key: name.to_owned(), raw_value: value.into_bytes(), ..Default::default() })
         };
+        let mut set_headers = vec![header(&self.selection_header, destination.clone())];
+        set_headers.extend(routed.steered_rank.map(|rank| header(RANK_HEADER, rank.to_string())));
         let mutation = HeaderMutation {
-            set_headers: vec![overwrite(header)],
+            set_headers,
             // Without the selection header: Envoy must not be told to remove what it is told to set.
             remove_headers: self.cleared[1..].to_vec(),
         };
@@ -121,7 +122,7 @@ fn common(step: RequestStep, response: Option<CommonResponse>) -> ProcessingResp
 
 /// Lets a request go on with another body than the client's; a reply to anything but the body stays as it is.
 ///
-/// The length goes with it: Envoy drops the request's own header or refuses the reply where the two differ, depending on its version.
+/// The length goes with it: Envoy (1.40.0) sends on the one that we set, also for a body that came in chunks.
 pub fn with_body(mut reply: ProcessingResponse, body: Vec<u8>) -> ProcessingResponse {
     if let Some(Response::RequestBody(BodyResponse { response: Some(common) })) = &mut reply.response {
         let value = body.len().to_string().into_bytes();

@@ -77,6 +77,7 @@ mod tests {
 
     use super::super::decide::Pool;
     use super::*;
+    use crate::engine::{Access, EngineClient};
     use crate::routing::endpoint::{EndpointId, EndpointSet};
     use crate::routing::load::InFlight;
     use crate::routing::pick::{Decision, Outcome, Pick};
@@ -91,11 +92,12 @@ mod tests {
         let endpoint = |port| Arc::new(Endpoint::new(EndpointId(u32::from(port)), address(port)));
         let endpoints = vec![endpoint(1), endpoint(2)];
         let set = EndpointSet { synced: true, endpoints: endpoints.clone() };
+        let client = EngineClient::new(&Access::default()).expect("a client");
         let pool = Pool {
             model: "m".into(),
             adapters: Vec::new(),
             hasher: None,
-            tokenizer: RemoteTokenizer::new(Duration::from_millis(1)).expect("a client"),
+            tokenizer: RemoteTokenizer::new(client, Duration::from_millis(1)),
             endpoints: watch::channel(Arc::new(set)).1,
             reports: None,
         };
@@ -108,7 +110,7 @@ mod tests {
         };
         let decision = Decision { model: "m".into(), pick, outcome: Outcome::NoMatch, prompt_tokens: 0 };
         let in_flight = InFlight::new(endpoints[0].clone(), Millis(0));
-        (Routed { decision, in_flight, pool: Arc::new(pool) }, endpoints)
+        (Routed { decision, in_flight, pool: Arc::new(pool), steered_rank: None }, endpoints)
     }
 
     #[test]

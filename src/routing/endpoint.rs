@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::load::Load;
 
@@ -24,12 +24,42 @@ pub struct Endpoint {
     pub load: Load,
     /// Whether the index may lack blocks that its cache has; shared with its event sources.
     pub knowledge: Arc<Knowledge>,
+    /// Its data-parallel ranks whose events are followed.
+    pub ranks: Ranks,
 }
 
 impl Endpoint {
     /// A new endpoint with nothing in flight.
     pub fn new(id: EndpointId, address: SocketAddr) -> Self {
-        Self { id, address, load: Load::default(), knowledge: Arc::default() }
+        Self { id, address, load: Load::default(), knowledge: Arc::default(), ranks: Ranks::default() }
+    }
+}
+
+/// A set of data-parallel ranks from 0 to 255, written by discovery and read by requests. Each word is exact by itself, which
+/// is all that a reader needs who asks for one rank; none guards other memory, so all accesses are relaxed.
+#[derive(Debug, Default)]
+pub struct Ranks([AtomicU64; 4]);
+
+impl Ranks {
+    /// Makes these the ranks; higher ones than 255 are left out.
+    pub fn set(&self, ranks: impl IntoIterator<Item = u32>) {
+        let mut words = [0_u64; 4];
+        for rank in ranks {
+            if let Some(word) = words.get_mut(rank as usize / 64) {
+                *word |= 1 << (rank % 64);
+            }
+        }
+        self.0.iter().zip(words).for_each(|(word, bits)| word.store(bits, Ordering::Relaxed));
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
+    }
+
+    /// Whether `rank` is one of them.
+    pub fn contains(&self, rank: u32) -> bool {
+        self.0.get(rank as usize / 64).is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (rank % 64)) != 0)
     }
 }
 
@@ -134,5 +164,17 @@ mod tests {
         SourceKnowledge::new(endpoint.clone()).start_generation();
         SourceKnowledge::new(endpoint.clone()).start_generation();
         assert_eq!(endpoint.n_generations(), 2);
+    }
+
+    #[test]
+    fn ranks_are_those_that_were_set_last() {
+        let ranks = Ranks::default();
+        assert_eq!((ranks.count(), ranks.contains(0)), (0, false));
+        ranks.set([0, 63, 64, 255, 256, u32::MAX]);
+        assert_eq!(ranks.count(), 4);
+        assert!([0, 63, 64, 255].into_iter().all(|rank| ranks.contains(rank)));
+        assert!([1, 65, 256, u32::MAX].into_iter().all(|rank| !ranks.contains(rank)));
+        ranks.set([1]);
+        assert!(ranks.count() == 1 && ranks.contains(1) && !ranks.contains(0));
     }
 }

@@ -174,7 +174,10 @@ mod tests {
     fn complete_snapshots_are_taken_first_then_the_newest_and_the_next_time_another() {
         let offer = |port: u16, rank: u32, seq: u64, complete: bool| {
             let SourceKey { model, address, rank } = key(rank);
-            (SocketAddr::from(([10, 0, 1, 0], port)), Listed { model, address, rank, seq, complete })
+            (
+                SocketAddr::from(([10, 0, 1, 0], port)),
+                Listed { model, address, rank, seq, complete, digest: String::new() },
+            )
         };
         let offers = [offer(1, 0, 99, false), offer(2, 0, 5, true), offer(3, 0, 7, true), offer(4, 1, 100, true)];
         let chosen = |need: Need| choose(&need, &offers).map(|(sibling, _)| sibling.port());

@@ -53,6 +53,8 @@ pub(super) struct Listed {
     pub(super) seq: u64,
     /// Whether everything since the publisher's start is known.
     pub(super) complete: bool,
+    /// Digest of all that is known: replicas that are at the same number have the same one.
+    pub(super) digest: String,
 }
 
 #[derive(Clone, Debug)]
@@ -85,8 +87,9 @@ impl Listed {
             SourceState::Incomplete => false,
             _ => return None,
         };
-        let SourceStatus { address, rank, .. } = *status;
-        Some(Self { model: status.model.clone(), address, rank, seq: status.last_seq?.0, complete })
+        let SourceStatus { address, rank, digest, .. } = *status;
+        let digest = format!("{}-{:016x}", digest.n_blocks, digest.sum);
+        Some(Self { model: status.model.clone(), address, rank, seq: status.last_seq?.0, complete, digest })
     }
 
     pub(super) fn key(&self) -> SourceKey {

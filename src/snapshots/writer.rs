@@ -1,6 +1,6 @@
 //! Writes the sources to disk, one after the other, and all of them at exit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -106,19 +106,11 @@ impl Writer {
         }
     }
 
-    /// Sources that are not on disk as they are now, those that are there longest first.
     fn changed(&mut self) -> Vec<(SourceKey, Mark)> {
-        let sources: HashMap<SourceKey, Mark> =
+        let sources: BTreeMap<SourceKey, Mark> =
             self.plane.status().iter().map(|status| (key_of(status), Mark::of(status))).collect();
         self.written.retain(|key, _| sources.contains_key(key));
-        let is_current = |written: &Written, mark: &Mark| written.mark == *mark && written.at.elapsed() < REFRESH;
-        let mut changed: Vec<(SourceKey, Mark)> = sources
-            .into_iter()
-            .filter(|(_, mark)| mark.last_seq.is_some())
-            .filter(|(key, mark)| !self.written.get(key).is_some_and(|written| is_current(written, mark)))
-            .collect();
-        changed.sort_by_cached_key(|(key, _)| self.written.get(key).map(|written| written.at));
-        changed
+        changed(sources, &self.written, Instant::now())
     }
 
     async fn write(&mut self, key: SourceKey, mark: Mark) {
@@ -138,5 +130,65 @@ impl Writer {
         self.metrics.count_snapshot_failure(SnapshotStep::Write);
         let (dir, cause) = (self.dir.path().display(), std::error::Error::source(error).map(ToString::to_string));
         warn!(%source, %dir, %error, cause, "snapshot cannot be written");
+    }
+}
+
+/// Sources that are not on disk as they are now, those that are there longest first.
+fn changed(
+    sources: BTreeMap<SourceKey, Mark>,
+    written: &HashMap<SourceKey, Written>,
+    now: Instant,
+) -> Vec<(SourceKey, Mark)> {
+    let is_current = |key: &SourceKey, mark: &Mark| {
+        let written = written.get(key).filter(|written| written.mark == *mark);
+        written.is_some_and(|written| now.saturating_duration_since(written.at) < REFRESH)
+    };
+    let mut changed: Vec<(SourceKey, Mark)> =
+        sources.into_iter().filter(|(key, mark)| mark.last_seq.is_some() && !is_current(key, mark)).collect();
+    changed.sort_by_cached_key(|(key, _)| written.get(key).map(|written| written.at));
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(rank: u32) -> SourceKey {
+        SourceKey { model: "m".into(), address: ([10, 0, 0, 1], 8000).into(), rank }
+    }
+
+    fn mark(last_seq: Option<u64>) -> Mark {
+        Mark { n_generations: 1, last_seq: last_seq.map(SeqNo), n_cleared: 0, state: SourceState::Live }
+    }
+
+    #[test]
+    fn a_source_is_written_when_anything_of_it_has_changed_or_after_a_day() {
+        let start = Instant::now();
+        let before = mark(Some(7));
+        let written = HashMap::from([(key(0), Written { mark: before, at: start })]);
+        let is_written = |mark: Mark, after: Duration| {
+            !changed(BTreeMap::from([(key(0), mark)]), &written, start + after).is_empty()
+        };
+        assert!(!is_written(before, Duration::from_secs(3600)));
+        assert!(is_written(before, REFRESH));
+        for changed in [
+            mark(Some(8)),
+            Mark { n_generations: 2, ..before },
+            Mark { n_cleared: 1, ..before },
+            Mark { state: SourceState::Incomplete, ..before },
+        ] {
+            assert!(is_written(changed, Duration::ZERO), "{changed:?}");
+        }
+        assert!(!is_written(mark(None), Duration::ZERO), "nothing is known of the source");
+    }
+
+    #[test]
+    fn those_that_were_never_written_come_first_and_then_the_oldest() {
+        let start = Instant::now();
+        let at = |seconds| Written { mark: mark(Some(1)), at: start + Duration::from_secs(seconds) };
+        let written = HashMap::from([(key(0), at(9)), (key(1), at(3))]);
+        let sources = BTreeMap::from([0, 1, 2].map(|rank| (key(rank), mark(Some(2)))));
+        let ranks: Vec<u32> = changed(sources, &written, start).into_iter().map(|(key, _)| key.rank).collect();
+        assert_eq!(ranks, [2, 1, 0]);
     }
 }

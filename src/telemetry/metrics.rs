@@ -63,6 +63,7 @@ pub struct Metrics {
     full_reports_requested: Family<ModelLabels, Counter>,
     picks_not_served: Family<NotServedLabels, Counter>,
     endpoint_avoided: Family<ModelLabels, Counter>,
+    event_sources_refused: Family<ModelLabels, Counter>,
     endpoints: Family<ModelLabels, Gauge>,
     snapshots: Family<SnapshotLabels, Counter>,
     snapshot_failures: Family<SnapshotLabels, Counter>,
@@ -218,6 +219,11 @@ impl Metrics {
                 "Requests that had their engine announce the blocks that it reused",
             ),
             picks_not_served: add(r, "picks_not_served", "Picks that did not serve at the first attempt"),
+            event_sources_refused: add(
+                r,
+                "event_sources_refused",
+                "Addresses of KV events that endpoints named and that are not their own",
+            ),
             endpoint_avoided: add(r, "endpoint_avoided", "Times an endpoint began to be avoided"),
             endpoints: add(r, "endpoints", "Endpoints that discovery currently lists"),
             snapshots: add(
@@ -255,6 +261,7 @@ impl Metrics {
         drop(self.prompt_tokens.get_or_create(&labels));
         drop(self.endpoint_avoided.get_or_create(&labels));
         drop(self.full_reports_requested.get_or_create(&labels));
+        drop(self.event_sources_refused.get_or_create(&labels));
         drop(self.endpoints.get_or_create(&labels));
     }
 
@@ -332,6 +339,11 @@ impl Metrics {
     /// Counts that an endpoint began to be avoided.
     pub fn count_endpoint_avoided(&self, model: &Arc<str>) {
         self.endpoint_avoided.get_or_create(&ModelLabels { model: Arc::clone(model) }).inc();
+    }
+
+    /// Counts addresses of KV events that an endpoint named and that are not its own.
+    pub fn count_event_sources_refused(&self, model: &Arc<str>, n_addresses: u64) {
+        self.event_sources_refused.get_or_create(&ModelLabels { model: Arc::clone(model) }).inc_by(n_addresses);
     }
 
     /// Sets how many endpoints discovery lists for a pool.
@@ -718,6 +730,7 @@ mod tests {
         metrics.count_misconfigured_stream("STREAMED");
         metrics.count_pick_not_served(&model(), NotServedCause::OtherEndpoint);
         metrics.count_endpoint_avoided(&model());
+        metrics.count_event_sources_refused(&model(), 2);
         metrics.set_endpoints(&model(), 3);
         metrics.count_snapshot(SnapshotStep::Write, 100);
         metrics.count_snapshot_failure(SnapshotStep::Fetch);
@@ -734,6 +747,7 @@ mod tests {
             r#"warmroute_misconfigured_streams_total{mode="STREAMED"} 1"#,
             r#"warmroute_picks_not_served_total{model="llama",cause="other_endpoint"} 1"#,
             r#"warmroute_endpoint_avoided_total{model="llama"} 1"#,
+            r#"warmroute_event_sources_refused_total{model="llama"} 2"#,
             r#"warmroute_endpoints{model="llama"} 3"#,
             r#"warmroute_snapshots_total{step="write"} 1"#,
             r#"warmroute_snapshot_bytes_total{step="write"} 100"#,

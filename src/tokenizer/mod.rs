@@ -4,6 +4,8 @@
 
 pub mod remote;
 
+use crate::engine;
+
 /// Why a prompt's tokens are not known. None of them is the client's fault or concern.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -13,15 +15,9 @@ pub enum Error {
     /// The budget was used up.
     #[error("no tokens within the budget of {0:?}")]
     Budget(std::time::Duration),
-    /// The endpoint could not be reached, or broke off.
-    #[error("the endpoint did not answer /tokenize")]
-    Unreachable(#[source] reqwest::Error),
-    /// The endpoint answered with another status than 200.
-    #[error("the endpoint answered /tokenize with status {0}, expected 200")]
-    Status(u16),
-    /// The answer is larger than any list of tokens could be.
-    #[error("the answer to /tokenize is larger than {0} bytes")]
-    TooLarge(usize),
+    /// The endpoint did not answer, or not with 200, or with more than any list of tokens could be.
+    #[error("/tokenize could not be asked")]
+    Engine(#[from] engine::Error),
     /// The answer is not what `/tokenize` answers.
     #[error("the answer to /tokenize is not a list of as many token ids as it counts")]
     Nonsense,
@@ -33,9 +29,9 @@ impl Error {
         match self {
             Self::NoEndpoint => "tokenizer_no_endpoint",
             Self::Budget(_) => "tokenizer_budget",
-            Self::Unreachable(_) => "tokenizer_unreachable",
-            Self::Status(_) => "tokenizer_status",
-            Self::TooLarge(_) => "tokenizer_too_large",
+            Self::Engine(engine::Error::Unreachable(_)) => "tokenizer_unreachable",
+            Self::Engine(engine::Error::Status(_)) => "tokenizer_status",
+            Self::Engine(engine::Error::TooLarge(_)) => "tokenizer_too_large",
             Self::Nonsense => "tokenizer_nonsense",
         }
     }

@@ -1,4 +1,4 @@
-//! vLLM's own `/tokenize`, over a pool of kept-alive connections.
+//! vLLM's own `/tokenize`, over the model's [`EngineClient`].
 //!
 //! `POST /tokenize` (vLLM 0.32.0, `serve/tokenize`; not under `/v1`, so `--api-key` does not guard it) takes the fields of
 //! a completion or chat request and answers `{"count", "max_model_len", "tokens": [int], "token_strs"}`. One call per
@@ -10,20 +10,18 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Error;
+use crate::engine::EngineClient;
 
 /// Bytes of an answer per byte of the question: a token is at least a byte of text and at most a dozen digits and
 /// separators. The chat template's own text comes on top ([`ANSWER_BASE`]).
 const ANSWER_FACTOR: usize = 16;
 /// Bytes that any answer may have, whatever was asked.
 const ANSWER_BASE: usize = 1 << 20;
-/// An idle connection is kept this long: shorter than uvicorn's keep-alive of 5 s (vLLM's default), so that a call
-/// never races with the server's closing of the connection.
-const IDLE: Duration = Duration::from_secs(4);
 
 /// Client of the `/tokenize` of a model's endpoints.
 #[derive(Clone, Debug)]
 pub struct RemoteTokenizer {
-    client: reqwest::Client,
+    client: EngineClient,
     budget: Duration,
 }
 
@@ -34,18 +32,9 @@ struct Answer {
 }
 
 impl RemoteTokenizer {
-    /// A client that gives each call `budget`.
-    ///
-    /// # Errors
-    /// The HTTP client cannot be built.
-    pub fn new(budget: Duration) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .pool_idle_timeout(IDLE)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .tcp_nodelay(true)
-            .build()?;
-        Ok(Self { client, budget })
+    /// Asks through `client` and gives each call `budget`.
+    pub fn new(client: EngineClient, budget: Duration) -> Self {
+        Self { client, budget }
     }
 
     /// Asks `endpoint` for the tokens of a `/tokenize` body.
@@ -61,20 +50,7 @@ impl RemoteTokenizer {
 
     async fn ask(&self, endpoint: SocketAddr, body: Vec<u8>) -> Result<Vec<u32>, Error> {
         let limit = ANSWER_BASE + ANSWER_FACTOR * body.len();
-        let request = self.client.post(format!("http://{endpoint}/tokenize"));
-        let request = request.header(reqwest::header::CONTENT_TYPE, "application/json").body(body);
-        let mut response = request.send().await.map_err(Error::Unreachable)?;
-        if response.status() != reqwest::StatusCode::OK {
-            return Err(Error::Status(response.status().as_u16()));
-        }
-        let mut answer = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(Error::Unreachable)? {
-            if answer.len() + chunk.len() > limit {
-                return Err(Error::TooLarge(limit));
-            }
-            answer.extend_from_slice(&chunk);
-        }
-        parse(&answer)
+        parse(&self.client.post_json(endpoint, "/tokenize", body, limit).await?)
     }
 }
 

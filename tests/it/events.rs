@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use warmroute::events::socket::{EventPlane, ModelSettings, Source, SourceState, SourceStatus};
 use warmroute::routing::endpoint::{EndpointId, Knowledge};
+use warmroute::routing::hash::own::OwnHasher;
 use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
-use warmroute::routing::index::{IndexLimits, KeyKinds, Overlaps, PrefixIndex};
+use warmroute::routing::index::{IndexLimits, KeyKinds, KeyspaceKind, Overlaps, PrefixIndex};
 
 use crate::captures::{Capture, captures};
 use crate::fake_publisher::{Behaviour, FakePublisher, ReplyForm, batch, removed, stored};
@@ -49,11 +50,15 @@ impl Router {
 
     /// Blocks of the prompt that are credited.
     fn matched(&self, tokens: &[u32], scope: &Scope, required: KeyKinds) -> u32 {
-        let Some(hasher) = &self.hasher else { return 0 };
         let mut overlaps = Overlaps::default();
         let keyspaces = self.index.keyspaces_of(MODEL);
         let matched = keyspaces.iter().map(|(keyspace, index)| {
-            index.overlaps(&hasher.scoped_chain(tokens, keyspace.block_size, scope), required, &mut overlaps);
+            let hashes = match (&keyspace.kind, &self.hasher) {
+                (KeyspaceKind::Own, _) => OwnHasher::new(MODEL).scoped_chain(tokens, keyspace.block_size, scope),
+                (_, Some(hasher)) => hasher.scoped_chain(tokens, keyspace.block_size, scope),
+                (_, None) => Vec::new(),
+            };
+            index.overlaps(&hashes, required, &mut overlaps);
             overlaps.matched(ENDPOINT)
         });
         matched.max().unwrap_or(0)
@@ -188,7 +193,9 @@ fn restarted_publisher_is_credited_with_its_new_blocks_alone() {
         let publisher = FakePublisher::start(Behaviour::default());
         let replay = with_replay.then(|| publisher.replay.clone());
         let router = Router::with_source(&publisher, usual(), replay);
-        router.wait_for("the connection", |router| router.status().state == SourceState::Live);
+        router.wait_for("the connection", |router| {
+            matches!(router.status().state, SourceState::Live | SourceState::Incomplete)
+        });
         router.wait_for("a live batch", |router| {
             publisher.publish(stored_prompt(0, 3));
             router.plain(&prompt(0, 3)) == 3
@@ -217,7 +224,7 @@ fn cleared_cache_is_not_credited() {
 }
 
 #[test]
-fn hashes_of_another_algorithm_get_no_credit_and_are_shown_as_disproved() {
+fn hashes_of_another_algorithm_are_shown_as_disproved_and_credited_by_our_own() {
     let publisher = FakePublisher::start(Behaviour::default());
     publisher.publish(stored_prompt(0, 3));
     let router = Router::following(&publisher, settings(HashAlgorithm::Sha256));
@@ -229,17 +236,18 @@ fn hashes_of_another_algorithm_get_no_credit_and_are_shown_as_disproved() {
         index.overlaps(&hashes(&prompt(0, 3)), KeyKinds::PLAIN, &mut overlaps);
         overlaps.matched(ENDPOINT) > 0
     });
-    assert!(!matched, "not even the engine's own hashes are credited");
+    assert!(!matched, "the engine's own hashes are not");
+    assert_eq!(router.plain(&prompt(0, 3)), 3);
 }
 
 #[test]
-fn unknown_root_gets_no_credit() {
+fn engine_with_an_unknown_root_is_credited_by_our_own_hashes() {
     let publisher = FakePublisher::start(Behaviour::default());
     publisher.publish(stored_prompt(0, 3));
     let router = Router::following(&publisher, settings(HashAlgorithm::XxhashCbor));
     router.wait_for_batches(1);
-    assert_eq!((router.status().n_skipped, router.status().n_blocks), (1, 0));
-    assert!(router.index.keyspaces_of(MODEL).is_empty());
+    assert_eq!((router.status().n_skipped, router.status().n_blocks), (0, 3));
+    assert_eq!(router.plain(&prompt(0, 3)), 3);
 }
 
 #[test]
@@ -280,25 +288,38 @@ fn recorded_engines_reuse_what_they_are_credited_with() {
     let usable =
         |capture: &Capture| capture.meta["data_parallel_size"].is_null() && !capture.name().contains("restart");
     let captures = captures();
-    let n_checked: u32 = captures.iter().filter(|capture| usable(capture)).map(replay_capture).sum();
-    assert!(n_checked > 5, "only {n_checked} recorded prompts had cached blocks");
+    let replayed = captures.iter().filter(|capture| usable(capture)).map(|capture| {
+        let algorithm: HashAlgorithm = capture.meta["algo"].as_str().unwrap().parse().unwrap();
+        let adapters = ADAPTERS.map(|name| (name.into(), "model/lora-a".into())).to_vec();
+        let known =
+            ModelSettings { pythonhashseed: capture.seed().map(str::to_owned), adapters, ..settings(algorithm) };
+        // And as if nothing were known of it, not even the paths of its adapters.
+        let adapters = ADAPTERS.map(|name| (name.into(), "".into())).to_vec();
+        let unknown = ModelSettings { adapters, ..settings(HashAlgorithm::Xxhash) };
+        replay_capture(capture, known) + replay_capture(capture, unknown)
+    });
+    let n_checked: u32 = replayed.sum();
+    assert!(n_checked > 20, "only {n_checked} recorded prompts had cached blocks");
 }
 
-fn replay_capture(capture: &Capture) -> u32 {
-    let algorithm: HashAlgorithm = capture.meta["algo"].as_str().unwrap().parse().unwrap();
-    let seed = capture.seed().map(str::to_owned);
-    let is_random = BlockHasher::new(algorithm, seed.as_deref()).is_err();
+/// The recorded engines' adapters, both loaded from one path.
+const ADAPTERS: [&str; 2] = ["lora-a", "lora-b"];
+
+fn replay_capture(capture: &Capture, settings: ModelSettings) -> u32 {
+    let knows_root = BlockHasher::new(settings.algorithm, settings.pythonhashseed.as_deref()).is_ok();
     let publisher = FakePublisher::start(Behaviour::default());
-    let adapters = vec![("lora-a".into(), "model/lora-a".into()), ("lora-b".into(), "model/lora-a".into())];
-    let router = Router::following(&publisher, ModelSettings { pythonhashseed: seed, adapters, ..settings(algorithm) });
+    let router = Router::following(&publisher, settings);
     router.wait_for("the connection", |router| router.status().state == SourceState::Live);
     let (mut n_published, mut n_checked) = (0, 0);
     for record in &capture.scenarios {
         router.wait_for_batches(n_published);
-        if let Some((tokens, scope, n_cached)) = expectation(record, capture).filter(|_| !is_random) {
+        if let Some((tokens, scope, n_cached)) = expectation(record) {
             let reusable = &tokens[..tokens.len() - 1];
-            let kinds = if scope.cache_salt.is_some() { KeyKinds::SALT } else { KeyKinds::PLAIN };
-            let n_credited = router.matched(reusable, &scope, kinds) * 32;
+            let adapter_idx =
+                scope.adapter.as_ref().and_then(|(name, _)| ADAPTERS.iter().position(|known| **known == **name));
+            let adapter = adapter_idx.map_or(KeyKinds::PLAIN, |adapter_idx| KeyKinds::adapter(adapter_idx).unwrap());
+            let salt = if scope.cache_salt.is_some() { KeyKinds::SALT } else { KeyKinds::NONE };
+            let n_credited = router.matched(reusable, &scope, adapter | salt) * 32;
             assert_eq!(n_credited, n_cached, "{} {}: {:?}", capture.name(), record["name"], router.status());
             n_checked += u32::from(n_cached > 0);
         }
@@ -310,7 +331,7 @@ fn replay_capture(capture: &Capture) -> u32 {
     router.wait_for_batches(n_published);
     let status = router.status();
     assert_eq!(status.n_decode_failures, 0, "{}", capture.name());
-    if !is_random && capture.scenarios.iter().any(|record| record["name"] == "lora") {
+    if knows_root && capture.scenarios.iter().any(|record| record["name"] == "lora") {
         let adapters = KeyKinds::adapter(0).unwrap() | KeyKinds::adapter(1).unwrap();
         // Before 0.31 only plain blocks are hashed as they are now.
         let is_tagged = capture.version() >= (0, 31);
@@ -325,19 +346,21 @@ fn replay_capture(capture: &Capture) -> u32 {
 }
 
 /// A request's only prompt and its cached tokens, where the engine looked the whole prompt up.
-fn expectation(record: &Value, capture: &Capture) -> Option<(Vec<u32>, Scope, u32)> {
+fn expectation(record: &Value) -> Option<(Vec<u32>, Scope, u32)> {
     let [tokens] = &record["prompt_token_ids"].as_array()?[..] else { return None };
     let tokens: Vec<u32> = serde_json::from_value(tokens.clone()).ok()?;
     let (body, usage) = (&record["request"]["body"], &record["response"]["usage"]);
     // The clearing is announced with the first batch after it.
     let is_after_reset = record["name"] == "after_reset";
-    let is_asked =
-        body["model"] == MODEL && body["prompt_logprobs"].is_null() && body["truncate_prompt_tokens"].is_null();
-    let salt = body["cache_salt"].as_str();
-    let hashes_untagged = salt.is_some() && capture.version() < (0, 31);
-    if is_after_reset || !is_asked || hashes_untagged || usage.is_null() || tokens.is_empty() || body["n"] == 2 {
+    let model = body["model"].as_str()?;
+    let adapter = ADAPTERS.contains(&model).then(|| (model.into(), "model/lora-a".into()));
+    let is_asked = (model == MODEL || adapter.is_some())
+        && body["prompt_logprobs"].is_null()
+        && body["truncate_prompt_tokens"].is_null();
+    if is_after_reset || !is_asked || usage.is_null() || tokens.is_empty() || body["n"] == 2 {
         return None;
     }
     let n_cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
-    Some((tokens, Scope { adapter: None, cache_salt: salt.map(Into::into) }, u32::try_from(n_cached).unwrap()))
+    let cache_salt = body["cache_salt"].as_str().map(Into::into);
+    Some((tokens, Scope { adapter, cache_salt }, u32::try_from(n_cached).unwrap()))
 }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
+use warmroute::engine::{Access, EngineClient};
 use warmroute::extproc::decide::{Pool, Pools, Router};
 use warmroute::extproc::report::Reports;
 use warmroute::extproc::{self, Config};
@@ -123,7 +124,7 @@ impl FakeRouter {
             model: "tiny".into(),
             adapters: vec![("lora-a".into(), "path".into())],
             hasher: Some(hasher.clone()),
-            tokenizer: RemoteTokenizer::new(Duration::from_millis(300)).unwrap(),
+            tokenizer: RemoteTokenizer::new(EngineClient::new(&Access::default()).unwrap(), Duration::from_millis(300)),
             endpoints: receiver,
             reports: Some(Reports::new(BODY_BYTES)),
         });
@@ -142,10 +143,22 @@ impl FakeRouter {
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.
     pub(crate) fn warm(&self, endpoint_idx: usize, tokens: &[u32], scope: &Scope, proved: KeyKinds) -> SlotWriter {
+        self.warm_rank(endpoint_idx, 0, tokens, scope, proved)
+    }
+
+    /// [`Self::warm`] for one data-parallel rank.
+    pub(crate) fn warm_rank(
+        &self,
+        endpoint_idx: usize,
+        rank: u32,
+        tokens: &[u32],
+        scope: &Scope,
+        proved: KeyKinds,
+    ) -> SlotWriter {
         let block_size = BlockSize::new(BLOCK_SIZE).unwrap();
         let kind = KeyspaceKind::Engine { algorithm: self.hasher.algorithm(), root: self.hasher.root() };
         let keyspace = Keyspace { model: "tiny".into(), block_size, kind };
-        let holder = Holder { endpoint: self.endpoints[endpoint_idx].id, rank: 0, tier: Tier::Gpu };
+        let holder = Holder { endpoint: self.endpoints[endpoint_idx].id, rank, tier: Tier::Gpu };
         let mut slot = self.index.acquire(&keyspace, holder).unwrap();
         slot.store(&self.hasher.scoped_chain(tokens, block_size, scope));
         slot.prove(proved);
@@ -301,6 +314,13 @@ pub(crate) fn destination(reply: &ProcessingResponse) -> Option<String> {
     let header = header.map(|header| String::from_utf8(header.raw_value.clone()).unwrap());
     assert_eq!(metadata(reply), header, "metadata and header agree");
     header
+}
+
+/// Value of a header that a reply sets.
+pub(crate) fn set_header(reply: &ProcessingResponse, name: &str) -> Option<String> {
+    let headers = mutation(reply).set_headers.into_iter().filter_map(|option| option.header);
+    let header = headers.into_iter().find(|header| header.key == name)?;
+    Some(String::from_utf8(header.raw_value).unwrap())
 }
 
 fn metadata(reply: &ProcessingResponse) -> Option<String> {

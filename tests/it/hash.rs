@@ -176,8 +176,8 @@ fn derive_event(
     let mut parent = stored.parent.map_or(hasher.root(), |parent| derived[&parent.low64()]);
     let tokens = stored.token_ids.to_vec();
     for (block_idx, block) in tokens.chunks_exact(stored.block_size as usize).enumerate() {
-        let items = &stored.extra_keys.as_ref().unwrap()[block_idx];
-        parent = hasher.block(&parent, block, &hashed_keys(items, stored.lora_name, capture.version() >= (0, 31)));
+        let items: Vec<_> = stored.extra_keys.unwrap().iter().nth(block_idx).unwrap().iter().collect();
+        parent = hasher.block(&parent, block, &hashed_keys(&items, stored.lora_name, capture.version() >= (0, 31)));
         let announced = stored.block_hashes[block_idx];
         assert_eq!(announced.low64(), parent.low64(), "{:?}", capture.path);
         if let EngineHash::Bytes(digest) = announced {
@@ -199,6 +199,7 @@ fn hashed_keys(items: &[ExtraItem<'_>], lora_name: Option<&str>, is_tagged: bool
         ExtraItem::Str(salt) => Key::cache_salt(&salt.into()),
         ExtraItem::Mm(identifier, offset) => Key::mm(identifier, offset),
         ExtraItem::Bytes(digest) => Key::prompt_embeds(digest),
+        ExtraItem::Other(raw) => panic!("no recording has {raw:?}"),
     };
     items.iter().enumerate().map(hashed).collect()
 }

@@ -6,14 +6,17 @@
 mod captures;
 mod cli;
 mod dial_in;
+mod engine;
 mod events;
 mod fake_publisher;
 mod fakes;
+mod fuzz_corpus;
 mod hash;
 mod process;
 mod report;
 mod router;
 mod snapshots;
+mod sources;
 mod tail;
 mod telemetry;
 mod wire;

@@ -248,6 +248,50 @@ async fn the_endpoint_that_served_is_counted_and_the_one_that_did_not_is_avoided
 }
 
 #[tokio::test]
+async fn a_request_is_steered_to_the_rank_that_holds_its_prefix() {
+    let router = FakeRouter::start(&silent(2)).await;
+    router.endpoints.iter().for_each(|endpoint| endpoint.ranks.set([0, 1]));
+    let (long, short) = ((1..=9).collect::<Vec<u32>>(), (1..=5).collect::<Vec<u32>>());
+    let plain = Scope::default();
+    let _slots = [
+        router.warm_rank(0, 0, &short, &plain, KeyKinds::PLAIN),
+        router.warm_rank(0, 1, &long, &plain, KeyKinds::PLAIN),
+    ];
+    let rank_of = async |prompt: &[u32]| {
+        let (_, reply) = router.post("/v1/completions", json!({ "prompt": prompt }).to_string().as_bytes()).await;
+        set_header(&reply, "x-data-parallel-rank")
+    };
+    assert_eq!(rank_of(&long).await.as_deref(), Some("1"));
+    assert_eq!(rank_of(&[9, 9, 9, 9, 9]).await, None, "vLLM balances what nobody holds");
+    router.endpoints[1].ranks.set([0]);
+    assert_eq!(rank_of(&long).await, None, "the runner-up has no such rank, and a retry has the same headers");
+    router.endpoints[1].ranks.set([0, 1]);
+    router.endpoints[0].ranks.set([1]);
+    assert_eq!(rank_of(&long).await, None, "there is nothing to choose from");
+}
+
+#[tokio::test]
+async fn a_client_that_chooses_its_rank_is_credited_with_that_rank_only() {
+    let router = FakeRouter::start(&silent(2)).await;
+    router.endpoints.iter().for_each(|endpoint| endpoint.ranks.set([0, 1]));
+    let long = (1..=9).collect::<Vec<u32>>();
+    let plain = Scope::default();
+    let _slots = [
+        router.warm_rank(0, 1, &long, &plain, KeyKinds::PLAIN),
+        router.warm_rank(1, 0, &long[..5], &plain, KeyKinds::PLAIN),
+    ];
+    for (chosen, warm) in [("0", 1), ("1", 0), (" 1 ", 0)] {
+        let mut stream = router.open().await;
+        let pairs = [(":path", "/v1/completions"), ("x-data-parallel-rank", chosen)];
+        let request = Some(Request::RequestHeaders(headers(&pairs, false)));
+        stream.exchange(ProcessingRequest { request, ..Default::default() }).await;
+        let reply = stream.exchange(request_body(json!({ "prompt": long }).to_string().as_bytes())).await;
+        assert_eq!(destination(&reply), both(router.endpoints[warm].address, router.endpoints[1 - warm].address));
+        assert_eq!(set_header(&reply, "x-data-parallel-rank"), None, "the client's own stays as it is");
+    }
+}
+
+#[tokio::test]
 async fn stopping_answers_open_decisions_and_ends_the_others_with_ok() {
     let engine = FakeEngine::start().await;
     engine.set(Tokenize::Never);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use warmroute::admin::{self, AdminState, health::Readiness};
+use warmroute::admin::{self, AdminState, health::Readiness, sources::ReadSources};
 use warmroute::events::socket::{EventPlane, SourceState, SourceStatus};
 use warmroute::routing::index::{IndexLimits, PrefixIndex};
 use warmroute::snapshots::{Config, Sibling, Snapshots};
@@ -41,17 +41,28 @@ impl Replica {
     /// Starts as the supervisor does: snapshots are loaded before the source is followed. A replica is its own sibling, as
     /// it is behind a headless Service.
     async fn start(publisher: &FakePublisher, dir: Option<&Path>, siblings: &[&str]) -> Self {
+        Self::start_writing(publisher, dir, siblings, Duration::from_secs(3600)).await
+    }
+
+    /// As [`Self::start`], with all sources written once per `interval`.
+    async fn start_writing(
+        publisher: &FakePublisher,
+        dir: Option<&Path>,
+        siblings: &[&str],
+        interval: Duration,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let siblings: Vec<Sibling> = siblings.iter().chain([&&*url]).map(|url| url.parse().unwrap()).collect();
-        let config = Config { dir: dir.map(Path::to_owned), interval: Duration::from_secs(3600), siblings };
+        let config = Config { dir: dir.map(Path::to_owned), interval, siblings };
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
         let (plane, metrics) = (Arc::new(EventPlane::start(&index)), Arc::new(Metrics::new()));
         let snapshots = Snapshots::load(config, plane.clone(), metrics.clone()).await;
         plane.add(source(publisher, Some(publisher.replay.clone())));
 
         let shutdown = CancellationToken::new();
-        let state = AdminState { metrics: metrics.clone(), readiness: Readiness::default() };
+        let sources = ReadSources::new(Vec::new);
+        let state = AdminState { metrics: metrics.clone(), readiness: Readiness::default(), sources };
         let serving = admin::run(listener, state, snapshots.routes(), shutdown.clone());
         let asking = snapshots.siblings().unwrap().unwrap().run(shutdown.clone());
         let mut tasks =
@@ -136,10 +147,11 @@ fn publish(publisher: &FakePublisher, numbers: std::ops::Range<u32>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_replica_learns_from_its_sibling_what_the_publisher_no_longer_repeats() {
     let (publisher, elder) = published_and_followed(None).await;
-    let late = Replica::start(&publisher, None, &[&elder.url]).await;
-    late.wait_for_state(SourceState::Incomplete).await;
-    assert_eq!(late.credited(), (N_PROMPTS - BUFFER as u32..N_PROMPTS).collect::<Vec<_>>());
+    let alone = Replica::start(&publisher, None, &[]).await;
+    alone.wait_for_state(SourceState::Incomplete).await;
+    assert_eq!(alone.credited(), (N_PROMPTS - BUFFER as u32..N_PROMPTS).collect::<Vec<_>>());
 
+    let late = Replica::start(&publisher, None, &[&elder.url]).await;
     late.wait_for_state(SourceState::Live).await;
     assert_eq!(late.credited(), elder.credited());
     publish(&publisher, N_PROMPTS..N_PROMPTS + 3);
@@ -148,12 +160,14 @@ async fn a_late_replica_learns_from_its_sibling_what_the_publisher_no_longer_rep
         assert_eq!(replica.credited(), (0..N_PROMPTS + 3).collect::<Vec<_>>());
     }
     let (ours, theirs) = (late.status(), elder.status());
-    assert_eq!((ours.last_seq, ours.n_blocks), (theirs.last_seq, theirs.n_blocks));
+    assert_eq!((ours.last_seq, ours.n_blocks, ours.digest), (theirs.last_seq, theirs.n_blocks, theirs.digest));
+    assert_eq!((ours.n_restored, theirs.n_restored), (1, 0));
     assert_eq!(late.count("warmroute_snapshot_failures_total{step=\"fetch\"}"), 0);
     assert!(elder.count("warmroute_snapshots_total{step=\"serve\"}") > 0);
     assert_eq!(late.count("warmroute_snapshots_total{step=\"serve\"}"), 0, "nobody asks itself");
-    elder.stop().await;
-    late.stop().await;
+    for replica in [elder, alone, late] {
+        replica.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,9 +180,51 @@ async fn a_restarted_router_is_credited_with_blocks_that_are_in_no_buffer_any_mo
     let second = Replica::start(&publisher, Some(dir.path()), &[]).await;
     second.wait_for_prompt(N_PROMPTS + 4).await;
     second.wait_for_state(SourceState::Live).await;
+    assert_eq!(second.status().n_restored, 1);
     assert_eq!(second.credited(), (0..N_PROMPTS + 5).collect::<Vec<_>>());
     assert_eq!(second.count("warmroute_snapshots_total{step=\"load\"}"), 1);
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_written_while_the_router_runs() {
+    let dir = TempDir::new().unwrap();
+    let publisher = FakePublisher::start(behaviour());
+    let interval = Duration::from_millis(20);
+    let first = Replica::start_writing(&publisher, Some(dir.path()), &[], interval).await;
+    first.wait_for_state(SourceState::Live).await;
+    publish(&publisher, 0..N_PROMPTS);
+    first.wait_for_prompt(N_PROMPTS - 1).await;
+    // The write that is under way may be older than the last prompt, though not by as much as the buffer holds.
+    for number in N_PROMPTS..N_PROMPTS + 3 {
+        let n_written = first.count("warmroute_snapshots_total{step=\"write\"}");
+        publish(&publisher, number..number + 1);
+        let is_written = |replica: &Replica| replica.count("warmroute_snapshots_total{step=\"write\"}") > n_written;
+        first.wait_for("a write", is_written).await;
+    }
+
+    let second = Replica::start(&publisher, Some(dir.path()), &[]).await;
+    assert!(second.count("warmroute_snapshot_bytes_total{step=\"load\"}") > 0);
+    second.wait_for_state(SourceState::Live).await;
+    assert_eq!(second.credited(), (0..N_PROMPTS + 3).collect::<Vec<_>>());
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sibling_that_is_wrong_delays_help_and_does_not_prevent_it() {
+    let (publisher, elder) = published_and_followed(None).await;
+    let liar = FakeSibling::start(b"no snapshot".to_vec()).await;
+    let nobody = "http://127.0.0.1:1";
+
+    let late = Replica::start(&publisher, None, &[nobody, &liar.url, &elder.url]).await;
+
+    late.wait_for_state(SourceState::Live).await;
+    assert_eq!(late.credited(), elder.credited());
+    let n_failures = late.count("warmroute_snapshot_failures_total{step=\"fetch\"}");
+    assert!(n_failures > 0, "the highest number is asked for first");
+    elder.stop().await;
+    late.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,7 +249,8 @@ async fn a_snapshot_of_a_publisher_that_has_restarted_is_not_believed() {
     second.wait_for_state(SourceState::Incomplete).await;
     let first_known = 100 + N_PROMPTS + 2 - BUFFER as u32;
     let known: Vec<u32> = (first_known..100 + N_PROMPTS + 2).chain([200]).collect();
-    assert!(second.credited().iter().all(|number| known.contains(number)), "{:?}", second.credited());
+    assert_eq!(second.credited(), known);
+    assert_eq!(second.status().n_restored, 0);
     assert_eq!(second.count("warmroute_snapshots_total{step=\"load\"}"), 1);
     second.stop().await;
 }
@@ -204,7 +261,11 @@ async fn the_admin_port_lists_what_it_has_and_has_nothing_else() {
     let response = replica.get("/snapshots").await;
     let instance = response.headers()["x-warmroute-instance"].clone();
     let listing: Value = response.json().await.unwrap();
-    let listed = json!({ "model": "tiny", "address": replica.status().address, "rank": 0, "seq": N_PROMPTS - 1, "complete": true });
+    let status = replica.status();
+    let digest = format!("{}-{:016x}", status.digest.n_blocks, status.digest.sum);
+    let listed = json!({
+        "model": "tiny", "address": status.address, "rank": 0, "seq": N_PROMPTS - 1, "complete": true, "digest": digest,
+    });
     assert_eq!(listing, json!({ "sources": [listed] }));
 
     for (path, status) in [
@@ -229,8 +290,9 @@ impl FakeSibling {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let address = crate::events::ADDRESS;
-        let listing =
-            json!({ "sources": [{ "model": "tiny", "address": address, "rank": 0, "seq": 99, "complete": true }] });
+        let listed =
+            json!({ "model": "tiny", "address": address, "rank": 0, "seq": 99, "complete": true, "digest": "" });
+        let listing = json!({ "sources": [listed] });
         let snapshot = Arc::new(Mutex::new(snapshot));
         let name = [("x-warmroute-instance", "1")];
         let routes =

@@ -90,7 +90,8 @@ fn buffer_is_replayed_then_live_batches_and_gaps_are_shown() {
     assert_eq!(tail.line(), "-- connected --");
     assert_eq!(tail.line(), "-- replay from 1 --");
     for (seq, hash) in [(1, 8), (2, 9)] {
-        let expected = format!("replay seq={seq} ts=1.500000 rank=0 BlockRemoved blocks=1 first={hash:016x}");
+        let expected =
+            format!("replay seq={seq} ts=1.500000 rank=0 BlockRemoved medium=GPU blocks=1 first={hash:016x}");
         let line = tail.line();
         assert!(line.starts_with(&expected), "{line}");
     }
@@ -174,7 +175,7 @@ fn ends_well_when_nobody_reads_any_more() {
 
 #[test]
 fn wrong_arguments_are_refused() {
-    for arguments in [&["127.0.0.1:5557"][..], &["tcp://127.0.0.1:5557", "--from", "3"], &[]] {
+    for arguments in [&["127.0.0.1:5557"][..], &["tcp://*:5557"], &["tcp://127.0.0.1:5557", "--from", "3"], &[]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
         let output = command.args(["events", "tail"]).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

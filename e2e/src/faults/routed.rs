@@ -213,7 +213,7 @@ async fn replace_router(
     let router = stack.router.take().context("the router was stopped")?;
     let (started, addresses) = (Instant::now(), [router.extproc(), router.admin()]);
     match end {
-        End::Killed => router.kill()?,
+        End::Killed => router.kill().await?,
         End::None | End::Asked => router.stop().await?,
     }
     let binary = tokio::task::spawn_blocking(router::binary).await.context("building the router panicked")??;

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::http::client;
 use e2e::sim::driver::TimeModel;
 use e2e::sim::engine::EngineOptions;
 use e2e::sim::{SimOptions, Simulator};
 use futures_util::StreamExt;
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 fn start() -> Simulator {
@@ -21,13 +22,13 @@ fn start_with(time: TimeModel) -> Simulator {
 
 async fn post(engine: &Simulator, path: &str, body: Value) -> (StatusCode, Value) {
     let url = format!("http://{}{path}", engine.address());
-    let answer = Client::new().post(url).json(&body).send().await.unwrap();
+    let answer = client().post(url).json(&body).send().await.unwrap();
     (answer.status(), answer.json().await.unwrap())
 }
 
 async fn get(engine: &Simulator, path: &str) -> String {
     let url = format!("http://{}{path}", engine.address());
-    reqwest::get(url).await.unwrap().text().await.unwrap()
+    client().get(url).send().await.unwrap().text().await.unwrap()
 }
 
 fn ids(range: std::ops::Range<u32>) -> Vec<u32> {
@@ -108,9 +109,9 @@ async fn tokenize_refuses_what_vllm_refuses() {
         assert_eq!(answer["error"]["code"], status, "{body}");
     }
     let url = format!("http://{}/tokenize", engine.address());
-    let unreadable = Client::new().post(&url).header("content-type", "application/json").body("{not json");
+    let unreadable = client().post(&url).header("content-type", "application/json").body("{not json");
     assert_eq!(unreadable.send().await.unwrap().status(), 400);
-    let wrong_type = Client::new().post(&url).body(r#"{"prompt":"x"}"#);
+    let wrong_type = client().post(&url).body(r#"{"prompt":"x"}"#);
     assert_eq!(wrong_type.send().await.unwrap().status(), 400);
 }
 
@@ -120,7 +121,7 @@ async fn stream_ends_with_usage_and_done() {
     let url = format!("http://{}/v1/chat/completions", engine.address());
     let body = json!({"messages": [{"role": "user", "content": "kato"}], "max_tokens": 5, "stream": true,
                       "stream_options": {"include_usage": true}});
-    let mut answer = Client::new().post(url).json(&body).send().await.unwrap().bytes_stream();
+    let mut answer = client().post(url).json(&body).send().await.unwrap().bytes_stream();
     let mut text = String::new();
     while let Some(chunk) = answer.next().await {
         text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
@@ -162,7 +163,7 @@ async fn client_that_leaves_frees_its_place() {
     let engine = start_with(TimeModel { decode_step: Duration::from_millis(50), ..TimeModel::default() });
     let url = format!("http://{}/v1/completions", engine.address());
     let body = json!({"prompt": [1], "max_tokens": 1000});
-    let request = Client::new().post(url).json(&body).timeout(Duration::from_millis(200));
+    let request = client().post(url).json(&body).timeout(Duration::from_millis(200));
     assert!(request.send().await.unwrap_err().is_timeout());
     let deadline = Instant::now() + Duration::from_secs(5);
     while engine.snapshot().n_running > 0 {

@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod credit;
 mod engine;
 mod routed;
+mod setup;
 
 /// Held by a test for as long as its servers run.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

@@ -1,65 +1,25 @@
 //! Requests through a real Envoy and the router to real vLLM servers.
 
-use std::net::SocketAddr;
-
-use e2e::engines::Engines;
-use e2e::envoy::SERVED_BY;
+use e2e::http::client;
 use e2e::router::RouterOptions;
-use e2e::stack::Stack;
 use e2e::vllm::{LORA, LORA_PATH, MODEL, VllmOptions};
-use reqwest::Client;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use warmroute::routing::hash::HashAlgorithm;
 
 use crate::TURN;
+use crate::setup::{BLOCK_SIZE, COMPLETIONS, Setup, cached_tokens, ids};
 
-/// vLLM's block size on the CPU.
-const BLOCK_SIZE: u64 = 32;
-
-struct Setup {
-    engines: Engines,
-    stack: Stack,
-    _dir: TempDir,
-}
-
-impl Setup {
-    async fn start(n_engines: usize, algorithm: HashAlgorithm) -> Self {
-        let lora = n_engines == 1;
-        // Without a limit vLLM touches a gigabyte of cache at once.
-        let options = VllmOptions { algorithm, lora, n_blocks: Some(512), ..VllmOptions::default() };
-        let engines = Engines::vllm(n_engines, &options).await.unwrap();
-        let adapters = if lora { vec![(LORA.to_owned(), LORA_PATH.to_owned())] } else { Vec::new() };
-        let router = RouterOptions { algorithm, adapters, ..RouterOptions::new(engines.addresses()) };
-        let dir = tempfile::tempdir().unwrap();
-        let stack = Stack::start(dir.path(), &router).await.unwrap();
-        Self { engines, stack, _dir: dir }
-    }
-
-    /// Sends a request through Envoy; returns who served, the answer, and the tokens that the router took for cached.
-    async fn ask(&self, path: &str, body: &Value) -> (SocketAddr, Value, u64) {
-        self.stack.wait_quiet().await.unwrap();
-        let before = self.stack.matched_tokens().await.unwrap();
-        let response = Client::new().post(self.stack.url(path)).json(body).send().await.unwrap();
-        assert_eq!(response.status(), 200, "{path} {body}");
-        let served = response.headers()[SERVED_BY].to_str().unwrap().parse().unwrap();
-        let answer = response.json().await.unwrap();
-        let predicted = self.stack.matched_tokens().await.unwrap() - before;
-        (served, answer, predicted)
-    }
-}
-
-fn cached_tokens(answer: &Value) -> u64 {
-    answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0)
-}
-
-fn ids(n: u32, seed: u32) -> Vec<u32> {
-    (0..n).map(|i| 10 + (i * 7 + seed * 131) % 600).collect()
+/// One engine has an adapter besides.
+async fn start(n_engines: usize, algorithm: HashAlgorithm) -> Setup {
+    let lora = n_engines == 1;
+    // Without a limit vLLM touches a gigabyte of cache at once.
+    let options = VllmOptions { algorithm, lora, n_blocks: Some(512), ..VllmOptions::default() };
+    let adapters = if lora { vec![(LORA.to_owned(), LORA_PATH.to_owned())] } else { Vec::new() };
+    Setup::start(n_engines, &options, |router| RouterOptions { algorithm, adapters, ..router }).await
 }
 
 /// Requests whose cached part depends on everything that goes into a block's hash, each with a name for the message.
 fn requests() -> Vec<(&'static str, &'static str, Value)> {
-    const COMPLETIONS: &str = "/v1/completions";
     const CHAT: &str = "/v1/chat/completions";
     let words = |n: usize, word: &str| format!("{word} quick brown fox jumps over the lazy dog because ").repeat(n);
     let system = json!({ "role": "system", "content": words(9, "please") });
@@ -108,7 +68,7 @@ fn requests() -> Vec<(&'static str, &'static str, Value)> {
 /// One idle engine: nothing can change between the prediction and the engine's own lookup.
 async fn predicted_equals_reported(algorithm: HashAlgorithm) {
     let _turn = TURN.lock().await;
-    let setup = Setup::start(1, algorithm).await;
+    let setup = start(1, algorithm).await;
     let mut n_cached = 0;
     let mut n_warm = 0;
     for (name, path, mut body) in requests() {
@@ -142,12 +102,11 @@ async fn predicted_equals_reported_with_sha256_cbor() {
 #[ignore = "needs real vLLM"]
 async fn requests_go_to_the_vllm_that_holds_their_prefix() {
     let _turn = TURN.lock().await;
-    let setup = Setup::start(2, HashAlgorithm::Sha256).await;
+    let setup = start(2, HashAlgorithm::Sha256).await;
     let engines = setup.engines.http();
     for (round, engine) in (0..).zip(engines.iter().chain(&engines)) {
         let body = json!({ "model": MODEL, "prompt": ids(200, 20 + round), "max_tokens": 1 });
-        let past_envoy =
-            Client::new().post(format!("http://{engine}/v1/completions")).json(&body).send().await.unwrap();
+        let past_envoy = client().post(format!("http://{engine}/v1/completions")).json(&body).send().await.unwrap();
         assert_eq!(past_envoy.status(), 200);
         setup.stack.wait_indexed(*engine, 1).await.unwrap();
         let (served, answer, predicted) = setup.ask("/v1/completions", &body).await;

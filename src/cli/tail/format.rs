@@ -186,6 +186,8 @@ struct EventLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<u32>,
     kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    medium: Option<&'a str>,
     #[serde(flatten)]
     blocks: Option<Blocks<'a>>,
 }
@@ -204,8 +206,6 @@ struct Blocks<'a> {
     first: Option<Hash>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last: Option<Hash>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    medium: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -255,15 +255,13 @@ impl Serialize for Parent {
 
 impl<'a> EventLine<'a> {
     fn of(via: Via, seq: u64, batch: &EventBatch<'_>, event: &Event<'a>) -> Self {
-        let (kind, blocks) = match event {
-            Event::BlockStored(stored) => ("BlockStored", Some(Blocks::stored(stored))),
-            Event::BlockRemoved(removed) => ("BlockRemoved", Some(Blocks::removed(removed))),
-            Event::AllBlocksCleared => ("AllBlocksCleared", None),
-            Event::TierBlocksCleared { medium } => {
-                ("TierBlocksCleared", Some(Blocks { medium: *medium, ..Blocks::default() }))
-            }
+        let (kind, medium, blocks) = match event {
+            Event::BlockStored(stored) => ("BlockStored", stored.medium, Some(Blocks::stored(stored))),
+            Event::BlockRemoved(removed) => ("BlockRemoved", removed.medium, Some(Blocks::removed(removed))),
+            Event::AllBlocksCleared => ("AllBlocksCleared", None, None),
+            Event::TierBlocksCleared { medium } => ("TierBlocksCleared", *medium, None),
         };
-        Self { via, seq, ts: batch.ts, rank: batch.rank, kind, blocks }
+        Self { via, seq, ts: batch.ts, rank: batch.rank, kind, medium, blocks }
     }
 }
 
@@ -273,7 +271,6 @@ impl<'a> Blocks<'a> {
             n_tokens: Some(stored.token_ids.len()),
             block_size: Some(stored.block_size),
             parent: Some(stored.parent.map_or(Parent::Root, |parent| Parent::Block(Hash(parent.low64().0)))),
-            medium: stored.medium,
             group: stored.group_idx,
             group_kind: stored.spec_kind,
             adapter: stored.lora_name,
@@ -282,7 +279,7 @@ impl<'a> Blocks<'a> {
     }
 
     fn removed(removed: &BlockRemoved<'a>) -> Self {
-        Self { medium: removed.medium, group: removed.group_idx, ..Self::of(&removed.block_hashes) }
+        Self { group: removed.group_idx, ..Self::of(&removed.block_hashes) }
     }
 
     fn of(hashes: &[EngineHash<'_>]) -> Self {
@@ -298,10 +295,11 @@ impl<'a> Blocks<'a> {
 
 impl fmt::Display for EventLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { via, seq, ts, rank, kind, blocks } = self;
+        let Self { via, seq, ts, rank, kind, medium, blocks } = self;
         write!(f, "{via} seq={seq} ts={ts:.6}")?;
         field(f, "rank", *rank)?;
         write!(f, " {kind}")?;
+        field(f, "medium", medium.map(Name))?;
         blocks.as_ref().map_or(Ok(()), |blocks| blocks.fmt(f))
     }
 }
@@ -314,7 +312,6 @@ impl fmt::Display for Blocks<'_> {
         field(f, "parent", self.parent)?;
         field(f, "first", self.first)?;
         field(f, "last", self.last)?;
-        field(f, "medium", self.medium.map(Name))?;
         field(f, "group", self.group)?;
         field(f, "group_kind", self.group_kind.map(Name))?;
         field(f, "adapter", self.adapter.map(Name))
@@ -375,15 +372,17 @@ mod tests {
             stored(&json!(9), "sql"),
             removed(),
             json!({"type": "AllBlocksCleared"}),
+            json!({"type": "TierBlocksCleared", "medium": "CPU"}),
         ]);
         let found = lines(&mut Tail::new(Format::Text), Via::Live, 12, &payload);
         let expected = [
-            "live seq=12 ts=1.500000 rank=0 BlockStored blocks=2 tokens=4 block_size=2 parent=root first=00000000000000ff \
-             last=0000000000000100 medium=GPU group=0 group_kind=full_attention adapter=sql",
-            "live seq=12 ts=1.500000 rank=0 BlockStored blocks=2 tokens=4 block_size=2 parent=0000000000000009 \
-             first=00000000000000ff last=0000000000000100 medium=GPU group=0 group_kind=full_attention adapter=sql",
-            "live seq=12 ts=1.500000 rank=0 BlockRemoved blocks=2 first=0000000000000007 last=0000000000000008 medium=GPU group=1",
+            "live seq=12 ts=1.500000 rank=0 BlockStored medium=GPU blocks=2 tokens=4 block_size=2 parent=root first=00000000000000ff \
+             last=0000000000000100 group=0 group_kind=full_attention adapter=sql",
+            "live seq=12 ts=1.500000 rank=0 BlockStored medium=GPU blocks=2 tokens=4 block_size=2 parent=0000000000000009 \
+             first=00000000000000ff last=0000000000000100 group=0 group_kind=full_attention adapter=sql",
+            "live seq=12 ts=1.500000 rank=0 BlockRemoved medium=GPU blocks=2 first=0000000000000007 last=0000000000000008 group=1",
             "live seq=12 ts=1.500000 rank=0 AllBlocksCleared",
+            "live seq=12 ts=1.500000 rank=0 TierBlocksCleared medium=CPU",
         ];
         assert_eq!(found, expected);
         for format in [Format::Text, Format::Json] {

@@ -51,7 +51,8 @@ pub struct Options {
 }
 
 fn endpoint(text: &str) -> Result<ZmqEndpoint, String> {
-    text.parse().map_err(|()| "expected tcp://HOST:PORT or ipc://PATH".to_owned())
+    let parsed = text.parse().ok().filter(|endpoint: &ZmqEndpoint| !endpoint.is_bound());
+    parsed.ok_or_else(|| "expected tcp://HOST:PORT or ipc://PATH to connect to".to_owned())
 }
 
 /// The events cannot be followed.

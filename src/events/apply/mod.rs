@@ -59,7 +59,7 @@ pub struct ModelSettings {
 }
 
 /// Which rank of which endpoint a source is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SourceName {
     pub(super) endpoint: EndpointId,
     pub(super) address: SocketAddr,

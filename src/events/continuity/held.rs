@@ -23,6 +23,10 @@ impl Held {
         held
     }
 
+    pub(super) fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.batches.is_empty()
     }

@@ -88,6 +88,8 @@ pub enum Input {
     },
     /// The snapshot of the last [`Action::Restore`] was of no use: the generation is empty.
     NotRestored,
+    /// The batch applied last says that the engine dropped its whole cache: nothing is unknown any more.
+    Cleared,
     /// Somebody saw that the publisher may be another process now.
     Suspect,
     /// Time passed. Wanted a few times per second.

@@ -12,6 +12,7 @@
 //!   proves nothing: only a round that brings nothing new but END, or a live batch that joins, ends the catching up.
 //! - A buffer that no longer begins at 0 is taken from where it begins; the source is then *incomplete*, until the snapshot of
 //!   one who knew more is offered and proved.
+//! - An engine that drops its whole cache makes an incomplete source complete: whatever it holds from then on is announced.
 //! - Batches that are gone for good, or that nobody can decode, may have held removals, so a new generation starts
 //!   behind them: knowledge is lost, but never wrong.
 //! - A live number that is not above the last one of the same connection is a duplicate if its payload is, else a restart.
@@ -146,7 +147,15 @@ impl Continuity {
 
     /// Whether the running generation contains everything since the publisher's start.
     pub fn is_complete(&self) -> bool {
-        self.known.is_some_and(|known| known.complete)
+        self.known.is_some_and(|known| known.complete && known.next.is_some())
+    }
+
+    /// What the live batches cost that wait for earlier ones; at most [`MAX_HELD_BYTES`].
+    pub fn n_held_bytes(&self) -> usize {
+        match &self.state {
+            State::CatchingUp(catch_up) => catch_up.held.n_bytes(),
+            State::Away { .. } | State::Live { .. } | State::Quarantined { .. } => 0,
+        }
     }
 
     /// Moves the state. `now` is the time since any fixed moment and never goes back.
@@ -164,6 +173,7 @@ impl Continuity {
                 self.consider_offer(now, &mut actions);
             }
             Input::NotRestored => self.known.iter_mut().for_each(|known| known.complete = false),
+            Input::Cleared => self.known.iter_mut().for_each(|known| known.complete = true),
             Input::Suspect => self.suspect(now, &mut actions),
             Input::Tick => self.tick(now, &mut actions),
         }

@@ -463,6 +463,17 @@ fn incomplete_source_takes_the_snapshot_of_one_who_knew_more() {
 }
 
 #[test]
+fn engine_that_dropped_its_cache_is_known_whole() {
+    let mut continuity = Continuity::new(true);
+    run(&mut continuity, [Input::Connected]);
+    run(&mut continuity, buffer(0, 5, 9));
+    run(&mut continuity, buffer(0, 8, 9));
+    assert_eq!(continuity.phase(), Phase::Incomplete);
+    assert_eq!(run(&mut continuity, [live(9), Input::Cleared]), [apply(9, Via::Live)]);
+    assert_eq!(continuity.phase(), Phase::Live);
+}
+
+#[test]
 fn refused_snapshot_leaves_an_incomplete_source_as_it_was() {
     let mut continuity = Continuity::new(true);
     run(&mut continuity, [Input::Connected]);

@@ -15,7 +15,7 @@ use crate::events::continuity::{
 };
 use crate::events::snapshot::{Snapshot, SourceKey};
 use crate::events::stats::{Content, Counter, SourceState, SourceStats};
-use crate::events::wire::EventBatch;
+use crate::events::wire::{Event, EventBatch};
 use crate::routing::endpoint::SourceKnowledge;
 use crate::routing::index::PrefixIndex;
 
@@ -87,6 +87,14 @@ enum Asked {
         replay: Replay,
         _permit: ReplayPermit,
     },
+}
+
+/// What an action did.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Usual,
+    /// The engine's whole cache is known to be gone.
+    Cleared,
 }
 
 impl Subscription {
@@ -283,8 +291,14 @@ impl Subscription {
 
     fn step(&mut self, now: Duration, input: Input) {
         let before = self.continuity.phase();
+        let mut is_cleared = false;
         for action in self.continuity.step(now, input) {
-            self.obey(now, action);
+            // What a batch says of the cache holds for the generation that it is applied to.
+            is_cleared &= !matches!(action, Action::StartGeneration(_) | Action::EndGeneration | Action::Restore);
+            is_cleared |= self.obey(now, action) == Effect::Cleared;
+        }
+        if is_cleared {
+            self.continuity.step(now, Input::Cleared);
         }
         let phase = self.continuity.phase();
         if phase != before {
@@ -294,7 +308,7 @@ impl Subscription {
         self.knowledge.mark_incomplete(phase == Phase::Incomplete);
     }
 
-    fn obey(&mut self, now: Duration, action: Action) {
+    fn obey(&mut self, now: Duration, action: Action) -> Effect {
         match action {
             Action::StartGeneration(cause) => self.start_generation(cause),
             Action::EndGeneration => {
@@ -308,10 +322,11 @@ impl Subscription {
                 self.asked = Asked::Waiting { from, not_before };
             }
             Action::CloseReplay => self.asked = Asked::Nothing,
-            Action::Apply { seq, payload, via } => self.apply(seq, &payload, via),
+            Action::Apply { seq, payload, via } => return self.apply(seq, &payload, via),
             Action::Reconnect => self.close(now),
             Action::Report(incident) => self.report(now, incident),
         }
+        Effect::Usual
     }
 
     fn start_generation(&mut self, cause: Cause) {
@@ -323,9 +338,9 @@ impl Subscription {
     fn restore(&mut self, now: Duration) {
         let (endpoint, rank) = (self.name.address, self.name.rank);
         let snapshot = self.offer.take();
+        self.knowledge.start_generation();
         if snapshot.is_some_and(|snapshot| self.applier.restore(&snapshot.image)) {
             self.stats.n_restored.add(1_u64);
-            self.knowledge.start_generation();
             info!(%endpoint, rank, "KV event source goes on from a snapshot");
         } else {
             warn!(%endpoint, rank, "snapshot of a KV event source does not fit the settings");
@@ -350,17 +365,16 @@ impl Subscription {
         self.step(now, Input::ReplayStarted);
     }
 
-    fn apply(&mut self, seq: SeqNo, payload: &[u8], via: Via) {
-        match EventBatch::decode(payload) {
-            Ok(batch) => {
-                self.applier.apply(&batch);
-                if via == Via::Live {
-                    (self.shared.on_lag)(since(batch.ts));
-                }
-            }
-            Err(_) => self.stats.n_decode_failures.add(1_u64),
-        }
+    fn apply(&mut self, seq: SeqNo, payload: &[u8], via: Via) -> Effect {
+        // It has been decoded before, or it would not be here.
+        let Ok(batch) = EventBatch::decode(payload) else { return Effect::Usual };
+        self.applier.apply(&batch);
         self.stats.set_content(Content { seq: Some(seq), digest: self.applier.digest() });
+        if via == Via::Live {
+            (self.shared.on_lag)(since(batch.ts));
+        }
+        let is_cleared = batch.events.iter().any(|event| matches!(event, Event::AllBlocksCleared));
+        if is_cleared { Effect::Cleared } else { Effect::Usual }
     }
 
     fn report(&mut self, now: Duration, incident: Incident) {

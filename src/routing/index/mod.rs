@@ -188,6 +188,8 @@ impl PrefixIndex {
         }
         // Here and not when a slot is released: sources come and go without their keyspaces doing so.
         keyspaces.retain(|_, index| !index.slots.close_if_unused());
+        // What was removed would otherwise be kept until there are 32 such, and their tables may be large.
+        papaya::Guard::flush(&self.keyspaces.guard());
         let create = || Arc::new(KeyspaceIndex::new(self.limits, self.account.clone()));
         Arc::clone(keyspaces.get_or_insert_with(keyspace.clone(), create))
     }
@@ -199,8 +201,10 @@ impl PrefixIndex {
             match index.slots.acquire(holder) {
                 Acquired::Slot(slot) => return Some(SlotWriter::new(index, slot, holder)),
                 Acquired::Full => return None,
-                // Dropped since it was looked up. It may still be in the map for a moment.
-                Acquired::Closed => std::thread::yield_now(),
+                // Dropped since it was looked up; whoever does it may not have come to taking it out of the map.
+                Acquired::Closed => {
+                    let _ = self.keyspaces.pin().remove_if(keyspace, |_, found| found.slots.is_closed());
+                }
             }
         }
     }

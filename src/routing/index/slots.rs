@@ -133,6 +133,10 @@ impl SlotTable {
         Acquired::Slot(slot)
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).is_closed
+    }
+
     /// Lets no slot be acquired any more, unless one is; says whether that is so.
     pub(super) fn close_if_unused(&self) -> bool {
         // Slots are acquired under the same lock, so none can be in between.

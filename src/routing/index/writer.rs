@@ -291,6 +291,7 @@ impl Drop for SlotWriter {
 }
 
 /// What became of one block.
+#[derive(Clone, Copy)]
 enum Stored {
     New,
     Copy,

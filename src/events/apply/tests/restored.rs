@@ -39,7 +39,7 @@ fn restored_generation_goes_on_as_the_first_one_would() {
     let last = Engine::default().plain(0, 3).digests[2];
     let head = Engine::default().plain(90, 4).head(2);
     for events in [vec![removed(&last, None, "GPU")], vec![removed(&last, None, "GPU"), head]] {
-        [&mut first, &mut second].map(|fixture| fixture.apply(&events));
+        [&mut first, &mut second].into_iter().for_each(|fixture| fixture.apply(&events));
         assert_eq!(second.applier.digest(), first.applier.digest());
         assert_eq!(second.stats.n_blocks(), first.stats.n_blocks());
     }

@@ -3,6 +3,8 @@
 //! All ports are bound before anything runs, so that a port in use is an error at start and not later. Every task has a
 //! name; one that ends unasked ends the process. Stopping reads top to bottom in `Running::stop`.
 
+mod endpoints;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,18 +21,15 @@ use crate::admin::AdminState;
 use crate::admin::health::{Condition, Readiness};
 use crate::admin::sources::{self, ReadSources, SourceDigest};
 use crate::config::{self, Config};
-use crate::discovery::fixed::{EndpointIds, endpoint_set};
-use crate::events::apply::ModelSettings;
-use crate::events::socket::{EventPlane, LagObserver, Source};
+use crate::events::socket::{EventPlane, LagObserver};
 use crate::events::stats::SourceStatus;
-use crate::extproc::decide::{Pool, Pools, Router};
-use crate::extproc::report::Reports;
+use crate::extproc::decide::Router;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
 use crate::telemetry::metrics::{EndpointRow, Metrics, SourceRow};
-use crate::tokenizer::remote::RemoteTokenizer;
-use crate::{extproc, snapshots, telemetry};
+use crate::{engine, extproc, snapshots, telemetry};
+use endpoints::BuiltPools;
 
 /// Longest that the background work may take to end; snapshots at exit take 2 s at most.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
@@ -57,9 +56,9 @@ pub enum Error {
     /// The exchange of snapshots cannot be set up.
     #[error("cannot set up the snapshots of event sources")]
     Snapshots(#[from] snapshots::Error),
-    /// The HTTP client of the tokenizer cannot be built.
-    #[error("cannot build the tokenizer's HTTP client")]
-    Tokenizer(#[source] reqwest::Error),
+    /// The engines cannot be asked over HTTP.
+    #[error("cannot build the engines' HTTP client")]
+    Engine(#[source] engine::BuildError),
     /// Signals cannot be handled.
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
@@ -78,6 +77,7 @@ pub enum Error {
 /// # Errors
 /// [`Error`] when it cannot start, or when a part of it ends unasked.
 pub async fn run(config: Config) -> Result<(), Error> {
+    engine::install_tls();
     let telemetry = telemetry::init(&telemetry::Config {
         log_format: config.log.format,
         log_filter: config.log.filter.clone(),
@@ -131,10 +131,11 @@ impl Running {
         );
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::default();
-        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        let index =
+            Arc::new(PrefixIndex::new(IndexLimits { bytes: config.limits.index_bytes, ..IndexLimits::default() }));
         let events = Arc::new(EventPlane::start_observed(&index, lag_observer(&metrics)));
         let snapshots = Snapshots::load(snapshots_config(&config.events), events.clone(), metrics.clone()).await;
-        let built = build_pools(config, &metrics, &events)?;
+        let mut built = BuiltPools::new(config, &metrics, &events)?;
         observe(&metrics, &events, &built.endpoints);
         readiness.set(Condition::DiscoverySynced, true);
 
@@ -143,6 +144,7 @@ impl Running {
         let state =
             AdminState { metrics: metrics.clone(), readiness: readiness.clone(), sources: read_sources(&events) };
         admin.spawn("admin", crate::admin::run(admin_listener, state, snapshots.routes(), shutdown_admin.clone()));
+        built.spawn(&mut tasks, &shutdown);
         if let Some(writer) = snapshots.writer() {
             background.spawn("snapshots", writer.run(shutdown_background.clone()));
         }
@@ -210,60 +212,6 @@ fn snapshots_config(config: &config::Events) -> snapshots::Config {
     }
 }
 
-struct BuiltPools {
-    pools: Pools,
-    endpoints: Vec<(Arc<str>, watch::Receiver<Arc<EndpointSet>>)>,
-    senders: Vec<watch::Sender<Arc<EndpointSet>>>,
-}
-
-fn build_pools(config: &Config, metrics: &Metrics, events: &EventPlane) -> Result<BuiltPools, Error> {
-    let mut built = BuiltPools { pools: Pools::default(), endpoints: Vec::new(), senders: Vec::new() };
-    let mut ids = EndpointIds::default();
-    for model in &config.models {
-        let listed = &model.discovery.fixed;
-        let set = Arc::new(endpoint_set(listed.iter().map(|endpoint| endpoint.address), &mut ids));
-        follow_events(model, &set, events);
-        metrics.add_model(&model.name);
-        metrics.set_endpoints(&model.name, set.endpoints.len());
-        let (sender, endpoints) = watch::channel(set);
-        let pool = Arc::new(Pool {
-            model: model.name.clone(),
-            adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
-            hasher: model.block_hash.hasher(),
-            tokenizer: RemoteTokenizer::new(model.tokenizer.budget.0).map_err(Error::Tokenizer)?,
-            endpoints: endpoints.clone(),
-            reports: model.events.report.then(|| Reports::new(config.limits.body_bytes)),
-        });
-        built.pools.add(&pool, &model.aliases, model.default);
-        built.endpoints.push((model.name.clone(), endpoints));
-        built.senders.push(sender);
-    }
-    Ok(built)
-}
-
-/// Subscribes to the events of a model's endpoints.
-fn follow_events(model: &config::Model, set: &EndpointSet, events: &EventPlane) {
-    let settings = Arc::new(ModelSettings {
-        model: model.name.clone(),
-        algorithm: model.block_hash.algorithm,
-        pythonhashseed: model.block_hash.pythonhashseed.clone(),
-        adapters: model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone())).collect(),
-        reports: false,
-    });
-    for (endpoint, listed) in set.endpoints.iter().zip(&model.discovery.fixed) {
-        let Some(publisher) = &listed.events else { continue };
-        events.add(Source {
-            endpoint: endpoint.id,
-            address: endpoint.address,
-            events: publisher.as_str().to_owned(),
-            replay: listed.replay.as_ref().map(|replay| replay.as_str().to_owned()),
-            rank: 0,
-            model: settings.clone(),
-            endpoint_knowledge: endpoint.knowledge.clone(),
-        });
-    }
-}
-
 /// Lets a scrape read what belongs to endpoints and sources from their owners.
 fn observe(metrics: &Metrics, events: &Arc<EventPlane>, pools: &[(Arc<str>, watch::Receiver<Arc<EndpointSet>>)]) {
     let events = events.clone();
@@ -316,7 +264,7 @@ fn shown_source(status: &SourceStatus) -> sources::SourceRow {
         rank: status.rank,
         state: status.state.as_str(),
         last_seq: status.last_seq.map(|seq| seq.0),
-        digest: SourceDigest { n_blocks: status.n_blocks, sum: Some(status.digest.sum) },
+        digest: SourceDigest { n_blocks: status.digest.n_blocks, sum: status.digest.sum },
         proved: status.proved.names(),
         generations: status.n_generations,
         gaps: status.n_gaps,

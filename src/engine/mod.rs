@@ -1,0 +1,141 @@
+//! How an engine is asked over HTTP: its scheme, whose certificates are believed, and the key that it wants.
+//!
+//! One [`EngineClient`] per model serves everything that warmroute asks an engine: `/tokenize`, `/kv_event_sources` and
+//! `/metrics`. It dials the endpoint's address itself, without proxies and without following redirects, since the address
+//! is the endpoint's identity; with `https` the certificate must therefore name that IP address. An answer has a
+//! status, a size and, through the caller's budget, a time that it must keep.
+//!
+//! vLLM's `--api-key` guards `/v1` and its like and none of these three (0.32.0, `entrypoints/serve`), but gateways and
+//! sidecars in front of an engine guard everything.
+
+mod access;
+mod key;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
+
+pub use access::{Access, FileError, Scheme, read_ca};
+use key::ApiKey;
+pub use key::read_key;
+
+/// An idle connection is kept this long: shorter than uvicorn's keep-alive of 5 s (vLLM's default), so that a call
+/// never races with the server's closing of the connection.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// Asks the engines of one model.
+#[derive(Clone, Debug)]
+pub struct EngineClient {
+    http: reqwest::Client,
+    scheme: Scheme,
+    key: Option<Arc<ApiKey>>,
+}
+
+/// The client cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A file of the settings cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// TLS cannot be set up, as when the system has no certificates and the settings name none.
+    #[error("cannot set up the HTTP client")]
+    Client(#[source] reqwest::Error),
+}
+
+/// An engine did not answer as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be reached, or broke off.
+    #[error("the endpoint did not answer")]
+    Unreachable(#[source] reqwest::Error),
+    /// It answered with another status than 200.
+    #[error("the endpoint answered with status {0}, expected 200")]
+    Status(u16),
+    /// Its answer is larger than it may be.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl EngineClient {
+    /// A client for engines that are reached as `access` says.
+    ///
+    /// # Errors
+    /// [`BuildError`] when a file cannot be used or TLS cannot be set up.
+    pub fn new(access: &Access) -> Result<Self, BuildError> {
+        install_tls();
+        let builder = reqwest::Client::builder()
+            .pool_idle_timeout(IDLE)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .tcp_nodelay(true);
+        let builder = match (access.scheme, &access.ca) {
+            // Without TLS no certificates are needed, and an image may have none: looking for them would be an error there.
+            (Scheme::Http, _) => builder.tls_certs_only([]),
+            (Scheme::Https, Some(ca)) => builder.tls_certs_only(read_ca(ca)?),
+            (Scheme::Https, None) => builder,
+        };
+        let key = access.api_key_file.as_deref().map(ApiKey::read).transpose()?;
+        let http = builder.build().map_err(BuildError::Client)?;
+        Ok(Self { http, scheme: access.scheme, key: key.map(Arc::new) })
+    }
+
+    /// The body of `GET path`.
+    ///
+    /// # Errors
+    /// [`Error`], also when the body has more than `limit` bytes. The caller bounds the time.
+    pub async fn get(&self, endpoint: SocketAddr, path: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        body(self.send(self.request(Method::GET, endpoint, path)).await?, limit).await
+    }
+
+    /// The body of the answer to `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn post_json(
+        &self,
+        endpoint: SocketAddr,
+        path: &str,
+        json: Vec<u8>,
+        limit: usize,
+    ) -> Result<Vec<u8>, Error> {
+        let request = self.request(Method::POST, endpoint, path);
+        let request = request.header(header::CONTENT_TYPE, "application/json").body(json);
+        body(self.send(request).await?, limit).await
+    }
+
+    fn request(&self, method: Method, endpoint: SocketAddr, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}://{endpoint}{path}", self.scheme))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let request = match &self.key {
+            Some(key) => request.header(header::AUTHORIZATION, key.bearer().await),
+            None => request,
+        };
+        let response = request.send().await.map_err(Error::Unreachable)?;
+        match response.status() {
+            StatusCode::OK => Ok(response),
+            other => Err(Error::Status(other.as_u16())),
+        }
+    }
+}
+
+async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(Error::Unreachable)? {
+        if body.len() + chunk.len() > limit {
+            return Err(Error::TooLarge(limit));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Names the process's provider of cryptography. reqwest is built without one of its own, since its default needs
+/// more than a C compiler to build, and refuses to make any client, even for `http`, before one is named.
+pub fn install_tls() {
+    // An error only says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
