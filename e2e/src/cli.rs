@@ -10,7 +10,7 @@ use warmroute::routing::hash::HashAlgorithm;
 use crate::sim::driver::TimeModel;
 use crate::sim::engine::EngineOptions;
 use crate::sim::event::WireHash;
-use crate::sim::publisher::PublisherOptions;
+use crate::sim::publisher::{BUFFER_STEPS, PublisherOptions};
 use crate::sim::{SimOptions, Simulator};
 
 /// Flags of a simulated engine, named after vLLM's where vLLM has them.
@@ -28,6 +28,9 @@ pub struct EngineArgs {
     /// Topic of the events.
     #[arg(long, default_value = "")]
     topic: String,
+    /// Batches that can be replayed.
+    #[arg(long, default_value_t = BUFFER_STEPS)]
+    buffer_steps: usize,
     /// Name of the model.
     #[arg(long, default_value = "tiny")]
     served_model_name: String,
@@ -70,7 +73,12 @@ impl EngineArgs {
     fn options(self) -> SimOptions {
         SimOptions {
             listen: self.listen,
-            events: PublisherOptions { endpoint: self.events, replay_endpoint: self.replay, topic: self.topic },
+            events: PublisherOptions {
+                endpoint: self.events,
+                replay_endpoint: self.replay,
+                topic: self.topic,
+                buffer_steps: self.buffer_steps,
+            },
             model: self.served_model_name,
             adapters: self.lora_modules,
             engine: EngineOptions {

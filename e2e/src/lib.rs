@@ -7,17 +7,25 @@
 //! - [`http`] is the client that all of them are asked with.
 //! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real ones.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
+//! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between it and a subscriber bad.
+//! - [`faults`] has the event plane live through what can go wrong between them.
+//! - [`audit`] counts what was sent and applied without faults; [`lag`] measures how long it takes.
 //! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
 
+pub mod audit;
 pub mod cache;
 pub mod cli;
 pub mod demo;
 pub mod engines;
 pub mod envoy;
+pub mod faults;
 pub mod fetch;
 pub mod http;
+pub mod lag;
 pub mod load;
 pub mod process;
+pub mod proxy;
+pub mod publisher;
 pub mod report;
 pub mod router;
 pub mod service;

@@ -36,6 +36,8 @@ pub enum Outcome {
 /// What one request saw.
 #[derive(Clone, Debug)]
 pub struct Answered {
+    /// When it was sent.
+    pub asked_at: Instant,
     /// Sending to first content.
     pub ttft: Duration,
     /// `usage.prompt_tokens`.
@@ -53,11 +55,34 @@ pub struct Answered {
 /// # Errors
 /// When the HTTP client cannot be built. A request that fails is an [`Outcome`].
 pub async fn run(target: Target, workload: Arc<Workload>, n_done: Arc<AtomicUsize>) -> Result<Vec<Outcome>> {
+    play(target, workload, n_done, None).await
+}
+
+/// As [`run`], but nobody asks anything after `deadline`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_until(
+    target: Target,
+    workload: Arc<Workload>,
+    n_done: Arc<AtomicUsize>,
+    deadline: Instant,
+) -> Result<Vec<Outcome>> {
+    play(target, workload, n_done, Some(deadline)).await
+}
+
+async fn play(
+    target: Target,
+    workload: Arc<Workload>,
+    n_done: Arc<AtomicUsize>,
+    deadline: Option<Instant>,
+) -> Result<Vec<Outcome>> {
     let client = crate::http::client_with_timeout(REQUEST_TIMEOUT);
     let next = Arc::new(AtomicUsize::new(0));
     let mut users = JoinSet::new();
     for _ in 0..workload.options.n_users {
-        let user = User { client: client.clone(), target: target.clone(), n_answer: workload.options.answer_tokens };
+        let (client, target, n_answer) = (client.clone(), target.clone(), workload.options.answer_tokens);
+        let user = User { client, target, n_answer, deadline };
         users.spawn(user.run(workload.clone(), next.clone(), n_done.clone()));
     }
     Ok(users.join_all().await.into_iter().flatten().collect())
@@ -67,21 +92,32 @@ struct User {
     client: reqwest::Client,
     target: Target,
     n_answer: usize,
+    deadline: Option<Instant>,
 }
 
 impl User {
     async fn run(self, workload: Arc<Workload>, next: Arc<AtomicUsize>, n_done: Arc<AtomicUsize>) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         while let Some(conversation) = workload.conversations.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if self.is_over() {
+                break;
+            }
             self.converse(conversation, &n_done, &mut outcomes).await;
         }
         outcomes
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     async fn converse(&self, conversation: &Conversation, n_done: &AtomicUsize, outcomes: &mut Vec<Outcome>) {
         let mut messages = vec![json!({"role": "system", "content": conversation.system})];
         for turn in &conversation.turns {
             tokio::time::sleep(turn.think).await;
+            if self.is_over() {
+                return;
+            }
             messages.push(json!({"role": "user", "content": turn.question}));
             let outcome = match self.ask(&messages).await {
                 Ok(answered) => Outcome::Answered(answered),
@@ -167,6 +203,7 @@ impl Stream {
     fn finish(self) -> Result<Answered> {
         ensure!(self.done, "answer ended without [DONE]");
         Ok(Answered {
+            asked_at: self.start,
             ttft: self.ttft.context("answer had no content")?,
             n_prompt: self.usage["prompt_tokens"].as_u64().context("answer had no usage")?,
             // Old engines leave the details out when nothing was cached.

@@ -5,8 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use e2e::audit::{self, AuditArgs};
 use e2e::cli::{EngineArgs, run_engine};
 use e2e::demo::{self, DemoArgs};
+use e2e::faults::{self, FaultsArgs};
+use e2e::lag::{self, LagArgs};
+use e2e::proxy::{ProxyArgs, run_proxy};
+use e2e::publisher::swarm::{SwarmArgs, run_swarm};
+use e2e::publisher::{PublisherArgs, run_publisher};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Harness of warmroute.
@@ -23,6 +29,22 @@ enum Command {
     Demo(DemoArgs),
     /// Run one simulated engine until Ctrl-C.
     Engine(Box<EngineArgs>),
+    /// Show what faults on real sockets do to the event plane.
+    Faults(FaultsArgs),
+    /// Send events without faults, and count what arrives.
+    Audit(AuditArgs),
+    /// Measure the time from a publisher's clock to the index.
+    Lag(LagArgs),
+    /// The event plane in a process of its own, for the scenarios.
+    #[command(hide = true)]
+    Follower,
+    /// Publish the KV events of a cache that follows from a seed, as vLLM's publisher thread does.
+    Publisher(PublisherArgs),
+    /// Many small publishers in one process.
+    #[command(hide = true)]
+    Swarm(SwarmArgs),
+    /// Stand between a subscriber and a publisher, and lose, delay or spoil messages.
+    Proxy(ProxyArgs),
 }
 
 fn main() -> ExitCode {
@@ -38,11 +60,28 @@ fn arguments(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsSt
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     match cli.command {
-        Command::Demo(args) => runtime.block_on(run_demo(args)),
-        Command::Engine(args) => runtime.block_on(run_engine(*args)).map(|()| ExitCode::SUCCESS),
+        Command::Faults(args) => Ok(if faults::run(&args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Audit(args) => run_audit(&args),
+        Command::Lag(args) => lag::print(&args).map(|()| ExitCode::SUCCESS),
+        Command::Follower => faults::run_follower().map(|()| ExitCode::SUCCESS),
+        Command::Publisher(args) => run_publisher(&args).map(|()| ExitCode::SUCCESS),
+        Command::Swarm(args) => run_swarm(&args).map(|()| ExitCode::SUCCESS),
+        Command::Proxy(args) => run_proxy(&args).map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => on_runtime(run_demo(args)),
+        Command::Engine(args) => on_runtime(async { run_engine(*args).await.map(|()| ExitCode::SUCCESS) }),
     }
+}
+
+fn run_audit(args: &AuditArgs) -> Result<ExitCode> {
+    let balance = audit::run(&std::env::current_exe().context("path of this program")?, args)?;
+    println!("{balance}");
+    Ok(if balance.is_even() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn on_runtime(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(work)
 }
 
 /// What the demo has started ends when its future is dropped.

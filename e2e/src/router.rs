@@ -44,6 +44,8 @@ pub struct RouterOptions {
     pub replays: bool,
     /// `models[].events.report`.
     pub reports: bool,
+    /// `events.snapshots.dir`, written every second.
+    pub snapshots: Option<PathBuf>,
 }
 
 impl RouterOptions {
@@ -58,6 +60,7 @@ impl RouterOptions {
             engines,
             replays: true,
             reports: false,
+            snapshots: None,
         }
     }
 }
@@ -76,7 +79,19 @@ impl Router {
     /// # Errors
     /// When it does not accept the configuration or does not become ready.
     pub async fn start(binary: &Path, dir: &Path, options: &RouterOptions) -> Result<Self> {
-        let [extproc, admin] = free_addresses()?;
+        Self::start_at(binary, dir, options, free_addresses()?).await
+    }
+
+    /// As [`Self::start`], on these addresses for ext_proc and admin.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_at(
+        binary: &Path,
+        dir: &Path,
+        options: &RouterOptions,
+        [extproc, admin]: [SocketAddr; 2],
+    ) -> Result<Self> {
         let file = dir.join("warmroute.yaml");
         // JSON is YAML.
         std::fs::write(&file, serde_json::to_vec_pretty(&config(options, extproc, admin))?)
@@ -90,6 +105,22 @@ impl Router {
         let service = Service::start("warmroute", command, &dir.join("warmroute.log"))?;
         service.wait_ready(&format!("http://{admin}/readyz"), START_DEADLINE).await?;
         Ok(Self { service, extproc, admin })
+    }
+
+    /// Ends it as Kubernetes does: SIGTERM.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub async fn stop(self) -> Result<()> {
+        self.service.stop().await
+    }
+
+    /// Ends it without a word: SIGKILL.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub async fn kill(self) -> Result<()> {
+        self.service.kill().await
     }
 
     /// The ext_proc gRPC server.
@@ -154,6 +185,7 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
     };
     json!({
         "listen": {"extproc": extproc, "admin": admin},
+        "events": {"snapshots": {"dir": options.snapshots, "interval": "1s"}},
         "selection": {"header": "x-gateway-destination-endpoint"},
         "models": [{
             "name": options.model,

@@ -46,6 +46,22 @@ impl Service {
         })
     }
 
+    /// Ends it by SIGTERM, and waits.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub async fn stop(self) -> Result<()> {
+        self.group.stop().await.map(|_| ())
+    }
+
+    /// Ends it by SIGKILL, and waits.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub async fn kill(self) -> Result<()> {
+        self.group.kill().await.map(|_| ())
+    }
+
     /// What the program wrote, standard output and error together.
     pub fn log(&self) -> &Path {
         &self.log

@@ -31,6 +31,7 @@ pub(super) struct Api {
     pub(super) endpoint: String,
     pub(super) replay_endpoint: String,
     pub(super) topic: String,
+    pub(super) buffer_steps: usize,
 }
 
 /// All routes.
@@ -133,7 +134,7 @@ async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
 async fn kv_event_sources(State(api): State<Arc<Api>>) -> Json<Value> {
     Json(json!({"0": {
         "enable_kv_cache_events": true, "publisher": "zmq", "endpoint": api.endpoint,
-        "replay_endpoint": api.replay_endpoint, "buffer_steps": publisher::BUFFER_STEPS, "hwm": publisher::PUB_HWM,
+        "replay_endpoint": api.replay_endpoint, "buffer_steps": api.buffer_steps, "hwm": publisher::PUB_HWM,
         "max_queue_size": publisher::MAX_QUEUE, "topic": api.topic,
     }}))
 }

@@ -107,7 +107,7 @@ impl Simulator {
         let listener = listener.with_context(|| format!("cannot listen on {}", options.listen))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let topic = options.events.topic.clone();
+        let (topic, buffer_steps) = (options.events.topic.clone(), options.events.buffer_steps);
         let publisher = Publisher::start(options.events)?;
         let endpoint = publisher.endpoint().to_owned();
         let replay_endpoint = publisher.replay_endpoint().to_owned();
@@ -131,6 +131,7 @@ impl Simulator {
             endpoint: endpoint.clone(),
             replay_endpoint: replay_endpoint.clone(),
             topic,
+            buffer_steps,
         });
         let shutdown = CancellationToken::new();
         let thread = spawn(listener, router, driver, shutdown.clone())?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// Batches that stay available for replay (`buffer_steps`).
+/// Batches that stay available for replay by default (`buffer_steps`).
 pub const BUFFER_STEPS: usize = 10_000;
 /// `hwm` of the PUB socket, in batches per subscriber.
 pub const PUB_HWM: i32 = 100_000;
@@ -31,12 +31,14 @@ pub struct PublisherOptions {
     pub replay_endpoint: String,
     /// First frame of every message.
     pub topic: String,
+    /// Batches that stay available for replay.
+    pub buffer_steps: usize,
 }
 
 impl Default for PublisherOptions {
     fn default() -> Self {
         let any = "tcp://127.0.0.1:0".to_owned();
-        Self { endpoint: any.clone(), replay_endpoint: any, topic: String::new() }
+        Self { endpoint: any.clone(), replay_endpoint: any, topic: String::new(), buffer_steps: BUFFER_STEPS }
     }
 }
 
@@ -65,7 +67,15 @@ impl Publisher {
         let replay_endpoint = bind(&replay, &options.replay_endpoint)?;
 
         let (batches, queue) = sync_channel(MAX_QUEUE);
-        let worker = Worker { live, replay, topic: options.topic, queue, buffer: VecDeque::new(), next_seq: 0 };
+        let worker = Worker {
+            live,
+            replay,
+            topic: options.topic,
+            buffer_steps: options.buffer_steps,
+            queue,
+            buffer: VecDeque::new(),
+            next_seq: 0,
+        };
         let thread = std::thread::Builder::new().name("kv-publisher".to_owned()).spawn(move || worker.run())?;
         Ok(Self { endpoint, replay_endpoint, batches: Some(batches), thread: Some(thread) })
     }
@@ -110,6 +120,7 @@ struct Worker {
     live: zmq::Socket,
     replay: zmq::Socket,
     topic: String,
+    buffer_steps: usize,
     queue: Receiver<Vec<u8>>,
     buffer: VecDeque<(u64, Vec<u8>)>,
     next_seq: u64,
@@ -136,7 +147,7 @@ impl Worker {
         if let Err(error) = self.live.send_multipart(frames, 0) {
             eprintln!("cannot publish batch {seq}: {error}");
         }
-        if self.buffer.len() == BUFFER_STEPS {
+        if self.buffer.len() >= self.buffer_steps {
             self.buffer.pop_front();
         }
         self.buffer.push_back((seq, payload));

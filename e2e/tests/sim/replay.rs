@@ -86,7 +86,8 @@ fn sequence_starts_again_after_a_restart() {
     let before: Vec<u64> = (0..20).map(|_| heard(&first)).collect();
     assert!(before.windows(2).all(|pair| pair[0] < pair[1]), "{before:?}");
     drop(first);
-    let again = Publisher::start(PublisherOptions { endpoint, replay_endpoint, topic: String::new() }).unwrap();
+    let again =
+        Publisher::start(PublisherOptions { endpoint, replay_endpoint, ..PublisherOptions::default() }).unwrap();
     assert!(heard(&again) <= before[19], "the new process counts from 0");
     let dealer = ask(&context, again.replay_endpoint(), &[b"", b""]);
     assert_eq!(replayed(&dealer, b"").unwrap()[0], 0, "an empty start is 0");
