@@ -30,6 +30,8 @@ pub(super) struct CatchUp {
     pub(super) held: Held,
     /// Whether the live stream said anything meanwhile.
     pub(super) heard_live: bool,
+    /// Whether replies left out batches that none brought.
+    has_hole: bool,
     /// Whether replies were proved to come from the process whose batches are known.
     pub(super) is_sure: bool,
     round: Round,
@@ -89,6 +91,7 @@ impl Continuity {
             why,
             held,
             heard_live: false,
+            has_hole: false,
             is_sure: false,
             round: Round::Requested,
             n_stalled: 0,
@@ -135,6 +138,7 @@ impl Continuity {
             // Not progress: a replayer that repeats itself must not keep the round open.
             _ if next.is_some_and(|next| seq < next) => {}
             _ if anchor.is_some() && next.is_some_and(|next| seq > next) => {
+                catch_up.has_hole = true;
                 let end = if n_accepted > 0 { RoundEnd::Progress } else { RoundEnd::Stalled };
                 self.end_round(now, end, actions);
             }
@@ -178,6 +182,7 @@ impl Continuity {
         catch_up.round =
             Round::Asking { deadline: now + NEXT_REPLY_TIMEOUT, is_proved: true, n_accepted: n_accepted + 1 };
         catch_up.is_sure = true;
+        catch_up.has_hole = false;
         catch_up.n_stalled = 0;
         catch_up.n_replayed += 1;
         self.recent.push(overlap);
@@ -301,20 +306,21 @@ impl Continuity {
     /// Goes on without what the replay did not bring.
     fn give_up(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let State::CatchingUp(catch_up) = &mut self.state else { return };
-        let (why, is_sure, held) = (catch_up.why, catch_up.is_sure, std::mem::take(&mut catch_up.held));
-        self.replay_answers = catch_up.has_answer;
+        let CatchUp { why, is_sure, has_hole, has_answer, .. } = *catch_up;
+        let held = std::mem::take(&mut catch_up.held);
+        self.replay_answers = has_answer;
         actions.push(Action::Report(Incident::ReplayGaveUp));
         actions.push(Action::CloseReplay);
         match why {
             Why::Offer(_) => self.without_offer(now, held, actions),
             // Dead or only silent: a new connection shows it.
-            Why::Probe => {
+            Why::Probe if !is_sure => {
                 actions.push(Action::Reconnect);
                 self.leave(now);
             }
-            // The same process, and nothing is known to be missing: what is known stays.
+            // The same process, and nothing that is known to be missing can be had: an END that is always lost looks like this.
             _ if is_sure && held.is_empty() => {
-                self.known.iter_mut().for_each(|known| known.complete = false);
+                self.known.iter_mut().for_each(|known| known.complete &= !has_hole);
                 self.go_live(now, actions);
             }
             _ => {

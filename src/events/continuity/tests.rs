@@ -347,6 +347,25 @@ fn silence_is_probed_and_changes_nothing_if_nothing_was_missed() {
 }
 
 #[test]
+fn end_that_is_always_lost_costs_nothing() {
+    let mut continuity = Continuity::new(true);
+    run(&mut continuity, [Input::Connected]);
+    run(&mut continuity, (0..3).map(reply));
+    let mut answered = |second| {
+        let now = Duration::from_secs(second);
+        let mut actions = feed(&mut continuity, now, Input::Tick);
+        actions.extend(continuity.step(now, reply(2)));
+        (continuity.phase(), actions)
+    };
+    let phases: Vec<Phase> = (1..40).map(|second| answered(second).0).collect();
+    assert_eq!(phases.last(), Some(&Phase::Live));
+    let probed: Vec<(Phase, Vec<Action>)> = (40..130).map(answered).collect();
+    assert!(probed.iter().all(|(phase, _)| *phase == Phase::Live));
+    assert!(probed.iter().any(|(_, actions)| actions.contains(&ask(2))));
+    assert!(!probed.iter().any(|(_, actions)| actions.contains(&Action::Reconnect)));
+}
+
+#[test]
 fn deaf_connection_is_made_anew_and_nothing_is_lost() {
     let mut continuity = live_after(3);
     feed(&mut continuity, PROBE_AFTER, Input::Tick);

@@ -112,17 +112,19 @@ fn act(world: &mut World, site: SiteIdx, harshness: u8, rng: &mut fastrand::Rng)
     }
 }
 
-/// Engines work on now and then, since a batch that was lost last can only be missed when another comes. When all
-/// sources are at rest, each engine shows all that is needed for a proof.
+/// Engines work on now and then, since a batch that was lost last can only be missed when another comes, or after a
+/// silence. When all sources are at rest, each engine shows all that is needed for a proof.
 fn settle(world: &mut World, rng: &mut fastrand::Rng) {
+    come_to_rest(world, rng);
+    (0..world.sites.len()).for_each(|site| world.publish(site, Process::publish_all_kinds));
+    world.advance(SILENCE);
+    come_to_rest(world, rng);
+}
+
+fn come_to_rest(world: &mut World, rng: &mut fastrand::Rng) {
     let until = world.now + BOUND;
     loop {
         world.advance(SETTLE_STEP);
-        if world.is_settled() {
-            (0..world.sites.len()).for_each(|site| world.publish(site, Process::publish_all_kinds));
-            world.advance(SILENCE);
-        }
-        // Not at rest any more if that batch, or a look into the replay after silence, told of another one that was lost.
         if world.is_settled() {
             return;
         }
