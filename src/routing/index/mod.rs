@@ -17,6 +17,7 @@
 //! map lookup per block until no run is left. Memory is bounded per slot and over all keyspaces ([`IndexLimits`]): at a
 //! bound new blocks are refused and counted. A keyspace that no source uses is dropped when the next one is made.
 
+mod blocks;
 mod bytes;
 mod holder;
 mod overlaps;
@@ -29,6 +30,7 @@ use std::ops::BitOr;
 use std::sync::Arc;
 
 use super::hash::{BlockHash, BlockSize, Digest, HashAlgorithm};
+use blocks::Blocks;
 use bytes::Account;
 pub use bytes::{BLOCK_BYTES, COPY_BYTES};
 pub use holder::{Holder, Tier};
@@ -238,8 +240,7 @@ impl PrefixIndex {
 /// Which slots hold which blocks of one keyspace.
 #[derive(Debug)]
 pub struct KeyspaceIndex {
-    /// Block → holders. Many writers, each of which only ever adds or removes its own slot.
-    blocks: papaya::HashMap<BlockHash, Holders, SeededFold>,
+    blocks: Blocks,
     slots: SlotTable,
     limits: IndexLimits,
     account: Account,
@@ -247,7 +248,7 @@ pub struct KeyspaceIndex {
 
 impl KeyspaceIndex {
     fn new(limits: IndexLimits, account: Account) -> Self {
-        Self { blocks: blocking_map(SeededFold::random()), slots: SlotTable::new(limits.slots), limits, account }
+        Self { blocks: Blocks::new(), slots: SlotTable::new(limits.slots), limits, account }
     }
 
     /// A fresh slot for a new generation of a source; none while all slots are taken, or when the keyspace was dropped

@@ -106,9 +106,9 @@ impl Overlaps {
     }
 
     fn walk(&mut self, index: &KeyspaceIndex, hashes: &[BlockHash]) {
-        let blocks = index.blocks.pin();
+        let guard = index.blocks.guard();
         for (hash, n_before) in hashes.iter().zip(0..) {
-            let holders = blocks.get(hash).map_or(&[][..], |holders| holders.slots());
+            let holders = index.blocks.get(*hash, &guard).map_or(&[][..], |holders| holders.slots());
             // Blocks of one chain mostly have the same holders: then every run goes on as it is.
             if n_before > 0 && self.last_holders == holders {
                 continue;

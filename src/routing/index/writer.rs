@@ -211,7 +211,7 @@ impl SlotWriter {
     ) -> StoreOutcome {
         let mut outcome = StoreOutcome::default();
         let index = Arc::clone(&self.index);
-        let blocks = index.blocks.pin();
+        let guard = index.blocks.guard();
         for &hash in hashes {
             let stored = if self.blocks.contains(&hash) {
                 store_again(self, hash)
@@ -219,7 +219,7 @@ impl SlotWriter {
                 // First into the own set: whatever happens in between, the sweep finds every block that names the slot.
                 self.blocks.insert(hash);
                 self.digest.add(hash);
-                blocks.compute(hash, |entry| add_holder(entry.map(|(_, holders)| holders), self.slot));
+                index.blocks.change(hash, &guard, |holders| add_holder(holders, self.slot));
                 Stored::New
             } else {
                 Stored::Refused
@@ -267,7 +267,8 @@ impl SlotWriter {
     }
 
     fn forget(&self, hash: BlockHash) {
-        self.index.blocks.pin().compute(hash, |entry| remove_holder(entry.map(|(_, holders)| holders), self.slot));
+        let blocks = &self.index.blocks;
+        blocks.change(hash, &blocks.guard(), |holders| remove_holder(holders, self.slot));
     }
 
     fn sweep(&mut self) {
