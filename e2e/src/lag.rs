@@ -110,6 +110,8 @@ impl LagArgs {
             rate: self.batch_rate(),
             events_per_batch: self.events_per_batch,
             cache_blocks: 20_000,
+            // A clear takes a sweep of milliseconds, here and in the publisher; in an engine's life it is an event of its own.
+            clear_every: 0,
             ..PublisherArgs::default()
         };
         (0..self.publishers).map(|seed| PublisherProcess::start(binary, &publisher(seed))).collect()

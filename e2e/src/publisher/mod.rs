@@ -44,6 +44,9 @@ pub struct PublisherArgs {
     /// Most blocks of one event.
     #[arg(long, default_value_t = 4)]
     pub max_stored: usize,
+    /// One event in so many clears the cache; 0: none does.
+    #[arg(long, default_value_t = 20_000)]
+    pub clear_every: u32,
     /// Seed of the events.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -67,8 +70,15 @@ pub struct PublisherArgs {
 impl Default for PublisherArgs {
     fn default() -> Self {
         let any = "tcp://127.0.0.1:0".to_owned();
-        let ProgramOptions { seed, events_per_batch, cache_blocks, block_size, max_stored, pythonhashseed } =
-            ProgramOptions::default();
+        let ProgramOptions {
+            seed,
+            events_per_batch,
+            cache_blocks,
+            block_size,
+            max_stored,
+            clear_every,
+            pythonhashseed,
+        } = ProgramOptions::default();
         Self {
             events: any.clone(),
             replay: any,
@@ -77,6 +87,7 @@ impl Default for PublisherArgs {
             cache_blocks,
             block_size,
             max_stored,
+            clear_every,
             seed,
             pythonhashseed,
             start_batches: 0,
@@ -90,8 +101,9 @@ impl Default for PublisherArgs {
 impl PublisherArgs {
     /// The program that it publishes.
     pub fn program(&self) -> ProgramOptions {
-        let Self { seed, events_per_batch, cache_blocks, block_size, max_stored, pythonhashseed, .. } = self.clone();
-        ProgramOptions { seed, events_per_batch, cache_blocks, block_size, max_stored, pythonhashseed }
+        let Self { seed, events_per_batch, cache_blocks, block_size, max_stored, clear_every, .. } = *self;
+        let pythonhashseed = self.pythonhashseed.clone();
+        ProgramOptions { seed, events_per_batch, cache_blocks, block_size, max_stored, clear_every, pythonhashseed }
     }
 
     /// The command line that makes these.
@@ -104,6 +116,7 @@ impl PublisherArgs {
             ("--cache-blocks", self.cache_blocks.to_string()),
             ("--block-size", self.block_size.to_string()),
             ("--max-stored", self.max_stored.to_string()),
+            ("--clear-every", self.clear_every.to_string()),
             ("--seed", self.seed.to_string()),
             ("--pythonhashseed", self.pythonhashseed.clone()),
             ("--start-batches", self.start_batches.to_string()),
@@ -153,6 +166,7 @@ mod tests {
             hwm: 10,
             block_size: 4,
             max_stored: 2,
+            clear_every: 5,
             buffer_steps: 7,
             start_batches: 3,
             endless: true,

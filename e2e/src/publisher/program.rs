@@ -15,8 +15,6 @@ pub const ALGORITHM: HashAlgorithm = HashAlgorithm::XxhashCbor;
 const N_TOKENS: u32 = 128_256;
 /// Removed blocks that are remembered, to be asked for.
 const MAX_GONE: usize = 4096;
-/// One event in so many clears the cache, where there are enough events for that.
-const CLEAR_EVERY: u32 = 20_000;
 
 /// What a program follows from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +29,8 @@ pub struct ProgramOptions {
     pub block_size: u32,
     /// Most blocks of one event.
     pub max_stored: usize,
+    /// One event in so many clears the cache; 0: none does.
+    pub clear_every: u32,
     /// `PYTHONHASHSEED` of the engine, hence the root of its hashes.
     pub pythonhashseed: String,
 }
@@ -43,6 +43,7 @@ impl Default for ProgramOptions {
             cache_blocks: 2000,
             block_size: 16,
             max_stored: 4,
+            clear_every: 20_000,
             pythonhashseed: "0".to_owned(),
         }
     }
@@ -131,7 +132,8 @@ impl Program {
 
     fn event(&mut self) -> KvEvent {
         self.n_events += 1;
-        if self.rng.u32(..CLEAR_EVERY) == 0 {
+        let clear_every = self.options.clear_every;
+        if clear_every > 0 && self.rng.u32(..clear_every) == 0 {
             return self.clear();
         }
         if self.copies.len() + self.options.max_stored > self.options.cache_blocks {
