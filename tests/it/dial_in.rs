@@ -132,3 +132,25 @@ fn engine_that_dials_anew_begins_with_nothing() {
     let n_sent = engine.n_sent;
     assert!(router.status(0).n_blocks <= n_sent * 2, "blocks of the first life: {:?}", router.status(0));
 }
+
+#[test]
+fn stranger_that_connects_and_leaves_costs_nothing() {
+    let router = Router::start();
+    let mut engine = Engine::dial(&router, &format!("kv@{FIRST}@tiny"));
+    router.wait_for("the engine", |router| {
+        engine.publish();
+        router.status(0).n_blocks >= 4
+    });
+    let address = router.endpoint.strip_prefix("tcp://").unwrap();
+    for request in [&b""[..], b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut stranger = std::net::TcpStream::connect(address).unwrap();
+        std::io::Write::write_all(&mut stranger, request).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let n_batches = router.status(0).n_batches;
+    router.wait_for("more batches", |router| {
+        engine.publish();
+        router.status(0).n_batches > n_batches + 3
+    });
+    assert_eq!(router.status(0).n_generations, 1, "{:?}", router.status(0));
+}

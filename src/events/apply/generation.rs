@@ -11,7 +11,7 @@ use crate::routing::hash::{BlockHash, BlockSize};
 use crate::routing::index::{ContentDigest, KeyKinds, Keyspace, KeyspaceKind, Tier};
 
 use super::own::{OwnBlocks, contents};
-use super::parked::{PARKED_BYTES, Parked};
+use super::parked::Parked;
 use super::proof::{FirstBlock, Proof, continued_kinds};
 use super::slots::TierSlots;
 use super::{Shared, report};
@@ -19,11 +19,8 @@ use super::{Shared, report};
 /// Tokens per block beyond which a publisher is not believed.
 const MAX_BLOCK_SIZE: u32 = 1 << 14;
 
-/// Bytes of parked blocks of a source whose own hashes are of use: it should cost little besides its blocks in the index.
-const PARKED_LIMIT: usize = 32 << 10;
-
-/// Bytes of parked blocks of any other source, which has nothing but its chains back to the root.
-pub(super) const PARKED_LIMIT_WITHOUT_PROOF: usize = 256 << 10;
+/// Bytes of parked blocks: a source should cost little besides its blocks in the index.
+pub(super) const PARKED_LIMIT: usize = 32 << 10;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -191,20 +188,12 @@ impl Generation {
         if let Some(own) = &mut self.own {
             own.set_proved(own_kinds);
         }
-        if self.parked.n_blocks() * PARKED_BYTES > self.parked_limit() {
-            shared.stats.n_orphans_dropped.add(self.parked.n_blocks() as u64);
-            self.parked = Parked::default();
-        }
     }
 
     /// What may be credited in Own: a publisher that hides salts has salted blocks among the others.
     pub(super) fn own_kinds(&self) -> KeyKinds {
         let salt = if self.shows_extra_keys { KeyKinds::SALT } else { KeyKinds::NONE };
         KeyKinds::PLAIN | KeyKinds::ADAPTERS | salt
-    }
-
-    fn parked_limit(&self) -> usize {
-        if self.proof.proved.is_empty() { PARKED_LIMIT_WITHOUT_PROOF } else { PARKED_LIMIT }
     }
 
     fn place_of(&self, stored: &BlockStored<'_>, hashes: &[BlockHash], shared: &Shared) -> Place {
@@ -282,7 +271,7 @@ impl Generation {
             let n_moved = self.move_to_own(*hash, key, [0; 3], shared);
             let is_held = self.own.as_ref().is_some_and(|own| own.holds(blocks.tier, *hash));
             // Copies that were in Engine hold this one too: too few rather than too many.
-            if n_moved == 0 && !(is_held && blocks.is_announced_again) {
+            if n_moved[blocks.tier as usize] == 0 && !(is_held && blocks.is_announced_again) {
                 self.add_own(blocks.tier, (*hash, key), 1, shared);
             }
             self.resolve(*hash, key, shared);
@@ -301,16 +290,16 @@ impl Generation {
         }
     }
 
-    /// Moves a block from Engine to Own, with at least as many copies; says how many there are then.
-    fn move_to_own(&mut self, hash: BlockHash, key: BlockHash, at_least: [u16; 3], shared: &Shared) -> u32 {
-        let mut n_moved = 0;
+    /// Moves a block from Engine to Own, with at least as many copies; says how many there are then, by tier.
+    fn move_to_own(&mut self, hash: BlockHash, key: BlockHash, at_least: [u16; 3], shared: &Shared) -> [u32; 3] {
+        let mut n_moved = [0; 3];
         for tier in Tier::ALL {
             let slot = self.engine.as_mut().and_then(|engine| engine.get_mut(tier));
             let n_copies = slot.map_or(0, |slot| slot.take(hash)).max(u32::from(at_least[tier as usize]));
             if n_copies > 0 {
                 self.add_own(tier, (hash, key), u16::try_from(n_copies).unwrap_or(u16::MAX), shared);
             }
-            n_moved += n_copies;
+            n_moved[tier as usize] = n_copies;
         }
         n_moved
     }
@@ -359,9 +348,8 @@ impl Generation {
         shared: &Shared,
     ) -> bool {
         let Some(contents) = contents else { return false };
-        let limit = self.parked_limit();
         let chain = hashes.iter().copied().zip(contents.iter().copied());
-        let n_dropped = self.parked.park(parent, tier, chain, limit);
+        let n_dropped = self.parked.park(parent, tier, chain, PARKED_LIMIT);
         shared.stats.n_orphans.add(hashes.len() as u64);
         shared.stats.n_orphans_dropped.add(n_dropped as u64);
         true

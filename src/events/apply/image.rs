@@ -85,9 +85,14 @@ impl Image {
         image
     }
 
+    /// Whether it was made under these settings, and is well-formed.
+    pub(super) fn fits(&self, shared: &Shared) -> bool {
+        self.settings == fingerprint(shared) && self.is_well_formed()
+    }
+
     /// A generation that knows what the image says; none when it was made under other settings or is not well-formed.
     pub(super) fn restore(&self, shared: &Shared) -> Option<Generation> {
-        if self.settings != fingerprint(shared) || !self.is_well_formed() {
+        if !self.fits(shared) {
             return None;
         }
         let mut generation = Generation {
@@ -113,8 +118,7 @@ impl Image {
             && self.copied.iter().all(|packed| is_packed(packed, 12))
             && is_packed(&self.own, OWN_LEN)
             && is_packed(&self.parked, PARKED_LEN)
-            && self.parked.0.len() / PARKED_LEN * super::parked::PARKED_BYTES
-                <= super::generation::PARKED_LIMIT_WITHOUT_PROOF
+            && self.parked.0.len() / PARKED_LEN * super::parked::PARKED_BYTES <= super::generation::PARKED_LIMIT
             && self.block_size.is_none_or(super::generation::is_block_size)
             && (self.block_size.is_some() || !has_blocks)
     }

@@ -154,6 +154,11 @@ impl Applier {
         self.generation.as_ref().map(|generation| Image::of(generation, &self.shared))
     }
 
+    /// Whether [`Self::restore`] would take the image.
+    pub(super) fn fits(&self, image: &Image) -> bool {
+        image.fits(&self.shared)
+    }
+
     /// Starts a generation that knows what `image` says; false, and no generation runs, when the image was made under
     /// other settings or is not well-formed.
     pub(super) fn restore(&mut self, image: &Image) -> bool {
@@ -184,6 +189,7 @@ impl Applier {
         self.shared.stats.n_cleared.add(1_u64);
         if let Some(generation) = &mut self.generation {
             Tier::ALL.into_iter().for_each(|tier| generation.clear(tier));
+            generation.is_full = false;
         }
     }
 

@@ -39,6 +39,7 @@ impl Parked {
         self.blocks.is_empty()
     }
 
+    #[cfg(test)]
     pub(super) fn n_blocks(&self) -> usize {
         self.blocks.len()
     }

@@ -17,8 +17,10 @@ pub const MAX_STALLED_ROUNDS: u32 = 4;
 pub const MAX_UNPROVED_ROUNDS: u32 = 2;
 /// Pause after a round without progress; doubles with each.
 const STALL_PAUSE: Duration = Duration::from_millis(250);
-/// Longest that live batches wait for a replay.
+/// Longest that live batches wait for a replay, from its first request on.
 pub const MAX_CATCH_UP: Duration = Duration::from_secs(120);
+/// Longest that a request may wait for its turn: as long as it takes when all engines of a large pool come up at once.
+pub const MAX_WAIT: Duration = Duration::from_secs(900);
 /// Spread of the requests for whole buffers, which keep a publisher busy for a while: every replica asks at the same time when
 /// an engine comes up.
 const WHOLE_BUFFER_SPREAD: Duration = Duration::from_millis(100);
@@ -39,6 +41,7 @@ pub(super) struct CatchUp {
     n_unproved: u32,
     n_replayed: u64,
     has_answer: bool,
+    has_asked: bool,
     until: Duration,
 }
 
@@ -98,7 +101,8 @@ impl Continuity {
             n_unproved: 0,
             n_replayed: 0,
             has_answer: false,
-            until: now + MAX_CATCH_UP,
+            has_asked: false,
+            until: now + MAX_WAIT,
         });
         self.ask(actions);
     }
@@ -121,8 +125,14 @@ impl Continuity {
     }
 
     pub(super) fn replay_started(&mut self, now: Duration) {
-        let State::CatchingUp(CatchUp { round: round @ Round::Requested, .. }) = &mut self.state else { return };
-        *round = Round::Asking { deadline: now + FIRST_REPLY_TIMEOUT, is_proved: false, n_accepted: 0 };
+        let State::CatchingUp(catch_up) = &mut self.state else { return };
+        if !matches!(catch_up.round, Round::Requested) {
+            return;
+        }
+        catch_up.round = Round::Asking { deadline: now + FIRST_REPLY_TIMEOUT, is_proved: false, n_accepted: 0 };
+        if !std::mem::replace(&mut catch_up.has_asked, true) {
+            catch_up.until = now + MAX_CATCH_UP;
+        }
     }
 
     pub(super) fn reply(&mut self, now: Duration, seq: SeqNo, payload: Payload, actions: &mut Vec<Action>) {
@@ -161,6 +171,7 @@ impl Continuity {
         catch_up.round = Round::Asking { deadline: now + NEXT_REPLY_TIMEOUT, is_proved: true, n_accepted: 0 };
         catch_up.is_sure = true;
         catch_up.n_unproved = 0;
+        self.unproved_until = None;
         match catch_up.why {
             Why::Offer(offer) => {
                 catch_up.why = Why::Gap;
@@ -306,9 +317,10 @@ impl Continuity {
     /// Goes on without what the replay did not bring.
     fn give_up(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let State::CatchingUp(catch_up) = &mut self.state else { return };
-        let CatchUp { why, is_sure, has_hole, has_answer, .. } = *catch_up;
+        let CatchUp { why, is_sure, has_hole, has_asked, has_answer, .. } = *catch_up;
         let held = std::mem::take(&mut catch_up.held);
-        self.replay_answers = has_answer;
+        // Whoever was never asked has not been silent.
+        self.replay_answers = has_answer || !has_asked;
         actions.push(Action::Report(Incident::ReplayGaveUp));
         actions.push(Action::CloseReplay);
         match why {
@@ -318,11 +330,8 @@ impl Continuity {
                 actions.push(Action::Reconnect);
                 self.leave(now);
             }
-            // The same process, and nothing that is known to be missing can be had: an END that is always lost looks like this.
-            _ if is_sure && held.is_empty() => {
-                self.known.iter_mut().for_each(|known| known.complete &= !has_hole);
-                self.go_live(now, actions);
-            }
+            // The same process, and nothing is known to be missing: an END that is always lost looks like this.
+            _ if is_sure && held.is_empty() && !has_hole => self.go_live(now, actions),
             _ => {
                 self.begin_behind(Known::nothing(false), actions);
                 self.follow(now, held, actions);

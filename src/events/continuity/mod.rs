@@ -35,7 +35,7 @@ mod trust;
 use std::time::Duration;
 
 use catch_up::{CatchUp, Why};
-pub use catch_up::{MAX_CATCH_UP, MAX_STALLED_ROUNDS, MAX_UNPROVED_ROUNDS};
+pub use catch_up::{MAX_CATCH_UP, MAX_STALLED_ROUNDS, MAX_UNPROVED_ROUNDS, MAX_WAIT};
 use held::Held;
 pub use held::MAX_HELD_BYTES;
 pub use input::{Action, Cause, Incident, Input, Overlap, Payload, PayloadDigest, Phase, SeqNo, Via};
@@ -43,6 +43,8 @@ use trust::{Recent, Repeat, Strikes};
 
 /// How long the knowledge of a broken connection is credited. Longer than a network hiccup, shorter than a cache lives.
 pub const DISCONNECTED_GRACE: Duration = Duration::from_secs(60);
+/// Batches in vLLM's replay buffer by default (`buffer_steps`).
+const USUAL_BUFFER: u64 = 10_000;
 /// Silence of a live source after which the replay is asked whether anything was missed.
 pub const PROBE_AFTER: Duration = Duration::from_secs(60);
 
@@ -59,6 +61,10 @@ pub struct Continuity {
     last_live: Option<SeqNo>,
     recent: Recent,
     strikes: Strikes,
+    /// When what is known is retired unless it is proved before: set when the connection is lost, gone when it is proved.
+    unproved_until: Option<Duration>,
+    /// Whether live batches far behind what is known were doubted already on this connection.
+    has_doubted: bool,
     /// False after the replay endpoint was given up in silence, until it says something.
     replay_answers: bool,
 }
@@ -92,6 +98,13 @@ struct Offer {
     complete: bool,
 }
 
+impl Offer {
+    /// Whether it may hold more than the publisher's buffer: that begins at 0 for as long as it has not overflowed.
+    fn is_better_than_the_buffer(self) -> bool {
+        self.complete || self.overlap.seq.0 >= USUAL_BUFFER
+    }
+}
+
 impl Known {
     /// A generation without batches.
     fn nothing(complete: bool) -> Self {
@@ -114,6 +127,8 @@ impl Continuity {
             last_live: None,
             recent: Recent::default(),
             strikes: Strikes::default(),
+            unproved_until: None,
+            has_doubted: false,
             replay_answers: true,
         }
     }
@@ -138,6 +153,11 @@ impl Continuity {
     /// Whether it waits for a connection.
     pub fn is_away(&self) -> bool {
         matches!(self.state, State::Away { .. })
+    }
+
+    /// Whether it follows the live stream, with nothing held and no replay running.
+    pub fn is_following(&self) -> bool {
+        matches!(self.state, State::Live { .. })
     }
 
     /// The last batch of the running generation.
@@ -197,10 +217,11 @@ impl Continuity {
         }
         self.last_live = None;
         self.recent.clear();
+        self.has_doubted = false;
         let was_known = self.known.is_some();
         match (self.overlap(), self.offer) {
             (Some(_), _) if self.has_replay => self.catch_up(now, Why::Reconnected, Held::default(), actions),
-            (None, Some(offer)) if self.has_replay => {
+            (None, Some(offer)) if self.has_replay && offer.is_better_than_the_buffer() => {
                 self.end_generation(actions);
                 self.catch_up(now, Why::Offer(offer), Held::default(), actions);
             }
@@ -219,13 +240,14 @@ impl Continuity {
         self.leave(now);
     }
 
-    /// Waits for the next connection.
+    /// Waits for the next connection. Connections that prove nothing do not prolong the wait.
     fn leave(&mut self, now: Duration) {
-        let retire_at = self.known.map(|_| now + DISCONNECTED_GRACE);
+        let retire_at = self.known.map(|_| *self.unproved_until.get_or_insert(now + DISCONNECTED_GRACE));
         self.state = State::Away { retire_at };
     }
 
     fn end_generation(&mut self, actions: &mut Vec<Action>) {
+        self.unproved_until = None;
         if self.known.take().is_some() {
             actions.push(Action::EndGeneration);
         }
@@ -238,6 +260,8 @@ impl Continuity {
         // What came before may be of another process, whose numbers say nothing about those of this one.
         self.last_live = held.last();
         self.recent.clear();
+        self.unproved_until = None;
+        self.has_doubted = false;
         if self.has_replay {
             self.catch_up(now, Why::Beginning, held, actions);
         } else {
@@ -261,8 +285,12 @@ impl Continuity {
         let overlap = Overlap { seq, digest: payload.digest() };
         match self.repeats(overlap) {
             Some(Repeat::Same) => return,
-            // Above what this connection brought: the replay was faster.
-            Some(Repeat::Unknown) if self.last_live.is_none_or(|last_live| seq > last_live) => {}
+            // Above what this connection brought: the replay was faster, or it is another process that nobody told of.
+            Some(Repeat::Unknown) if self.last_live.is_none_or(|last_live| seq > last_live) => {
+                if self.is_following() && !std::mem::replace(&mut self.has_doubted, true) {
+                    self.suspect(now, actions);
+                }
+            }
             Some(Repeat::Other | Repeat::Unknown) => {
                 if self.strike(now, actions) {
                     return;
@@ -345,7 +373,10 @@ impl Continuity {
 
     fn apply(&mut self, overlap: Overlap, payload: Vec<u8>, via: Via, actions: &mut Vec<Action>) {
         let known = self.known.get_or_insert(Known::nothing(true));
-        let is_complete = known.complete && overlap.seq == known.next.unwrap_or(SeqNo(0));
+        let is_complete = match known.next {
+            Some(next) => known.complete && overlap.seq == next,
+            None => overlap.seq == SeqNo(0),
+        };
         *known = Known::up_to(overlap, is_complete);
         actions.push(Action::Apply { seq: overlap.seq, payload, via });
     }
@@ -365,6 +396,7 @@ impl Continuity {
     }
 
     fn go_live(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.unproved_until = None;
         self.state = State::Live { heard_at: now };
         self.consider_offer(now, actions);
     }
@@ -391,8 +423,11 @@ impl Continuity {
             State::Live { .. } if !self.has_replay => self.begin(now, Cause::Unproved, Held::default(), actions),
             State::Live { .. } => self.catch_up(now, Why::Suspect, Held::default(), actions),
             State::CatchingUp(catch_up) => {
-                // A new round proves it again, and until then nothing joins.
+                // A new round proves it again, and until then nothing joins. A snapshot has to wait.
                 catch_up.is_sure = false;
+                if matches!(catch_up.why, Why::Offer(_)) && self.known.is_some() {
+                    catch_up.why = Why::Suspect;
+                }
                 self.ask(actions);
             }
         }
@@ -408,6 +443,12 @@ impl Continuity {
                 self.catch_up(now, Why::Probe, Held::default(), actions);
             }
             State::Quarantined { until } if now >= *until => self.state = State::Away { retire_at: None },
+            State::CatchingUp(CatchUp { why: Why::Reconnected, held, .. })
+                if self.unproved_until.is_some_and(|until| now >= until) =>
+            {
+                let held = std::mem::take(held);
+                self.begin(now, Cause::Unproved, held, actions);
+            }
             State::CatchingUp(_) => self.check_deadlines(now, actions),
             _ => {}
         }

@@ -164,7 +164,8 @@ fn request_that_is_never_sent_ends_in_following_the_live_stream() {
     let mut continuity = Continuity::new(true);
     continuity.step(ZERO, Input::Connected);
     continuity.step(ZERO, live(7));
-    let actions = continuity.step(MAX_CATCH_UP, Input::Tick);
+    assert_eq!(continuity.step(MAX_CATCH_UP, Input::Tick), []);
+    let actions = continuity.step(MAX_WAIT, Input::Tick);
     assert_eq!(actions, [Action::Report(Incident::ReplayGaveUp), Action::CloseReplay, apply(7, Via::Live)]);
 }
 
@@ -287,6 +288,61 @@ fn knowledge_of_a_broken_connection_expires() {
     assert_eq!(continuity.step(DISCONNECTED_GRACE, Input::Tick), [Action::EndGeneration]);
     assert_eq!(continuity.phase(), Phase::Connecting);
     assert_eq!(continuity.step(2 * DISCONNECTED_GRACE, Input::Tick), []);
+}
+
+#[test]
+fn connections_that_prove_nothing_do_not_prolong_the_credit() {
+    let mut continuity = live_after(3);
+    let mut n_retired = 0;
+    for turn in 0..20 {
+        let now = Duration::from_secs(turn * 15);
+        continuity.step(now, Input::Connected);
+        for second in 0..10 {
+            let actions = continuity.step(now + Duration::from_secs(second), Input::Tick);
+            n_retired += actions.iter().filter(|action| **action == UNPROVED).count();
+        }
+        continuity.step(now + Duration::from_secs(10), Input::Disconnected);
+        let actions = continuity.step(now + Duration::from_secs(12), Input::Tick);
+        n_retired += actions.iter().filter(|action| **action == Action::EndGeneration).count();
+        if turn == 5 {
+            assert_eq!(n_retired, 1, "after {now:?}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn batches_far_behind_what_is_known_are_doubted_once() {
+    let mut continuity = Continuity::new(true);
+    run(&mut continuity, [Input::Connected]);
+    run(&mut continuity, (0..100).map(reply));
+    run(&mut continuity, [Input::ReplayEnd, reply(99), Input::ReplayEnd]);
+    assert_eq!(run(&mut continuity, [live_of(1, 0)]), [ask(99)]);
+    assert_eq!(continuity.phase(), Phase::Stale);
+    run(&mut continuity, [reply(99), Input::ReplayEnd]);
+    assert_eq!(continuity.phase(), Phase::Live);
+    assert_eq!(run(&mut continuity, [live_of(1, 1)]), [], "proved once on this connection");
+}
+
+#[test]
+fn suspicion_goes_before_a_snapshot() {
+    let mut continuity = Continuity::new(true);
+    run(&mut continuity, [Input::Connected]);
+    run(&mut continuity, buffer(0, 5, 9));
+    run(&mut continuity, buffer(0, 8, 9));
+    run(&mut continuity, [Input::Offer { overlap: overlap(6), complete: true }]);
+    assert_eq!(run(&mut continuity, [Input::Suspect]), [ask(8)]);
+    assert_eq!(run(&mut continuity, [reply_of(1, 8)]), [UNPROVED, ASK_ALL]);
+}
+
+#[test]
+fn incomplete_snapshot_is_no_better_than_a_buffer_that_has_not_overflowed() {
+    let mut continuity = Continuity::new(true);
+    run(&mut continuity, [Input::Offer { overlap: overlap(7), complete: false }]);
+    assert_eq!(run(&mut continuity, [Input::Connected]), [FIRST, ASK_ALL]);
+    let mut continuity = Continuity::new(true);
+    run(&mut continuity, [Input::Offer { overlap: overlap(10_000), complete: false }]);
+    assert_eq!(run(&mut continuity, [Input::Connected]), [ask(10_000)]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
 
-use super::link::{Message, is_end, monitored, receive, subscriber};
+use super::link::{Message, monitored, receive, subscriber};
 
 /// See the module.
 pub(super) struct Listener {
@@ -19,6 +19,8 @@ pub(super) struct Listener {
     monitor: zmq::Socket,
     /// Who is connected, by file descriptor.
     peers: HashMap<RawFd, IpAddr>,
+    /// The next disconnection is that of a stranger, who never spoke ZMTP: a health check, a port scan.
+    is_strangers: bool,
 }
 
 /// What a topic says.
@@ -48,7 +50,7 @@ impl Listener {
     pub(super) fn bind(context: &zmq::Context, endpoint: &str) -> Result<Self, zmq::Error> {
         let (subscriber, monitor) = subscriber(context, endpoint, zmq::SocketEvent::ACCEPTED)?;
         subscriber.bind(endpoint)?;
-        Ok(Self { endpoint: endpoint.to_owned(), subscriber, monitor, peers: HashMap::new() })
+        Ok(Self { endpoint: endpoint.to_owned(), subscriber, monitor, peers: HashMap::new(), is_strangers: false })
     }
 
     pub(super) fn endpoint(&self) -> &str {
@@ -59,14 +61,22 @@ impl Listener {
         [&self.subscriber, &self.monitor]
     }
 
-    /// The next connection that is gone.
+    /// The next connection that is gone. One whose handshake failed never brought a message, and is none.
+    ///
+    /// libzmq tells of it twice in a row, first of the handshake, with an error number, then of the disconnection
+    /// (4.3.4, `stream_engine_base.cpp`).
     pub(super) fn lost_peer(&mut self) -> Option<LostPeer> {
-        while let Some((event, socket)) = monitored(&self.monitor) {
+        while let Some((event, value)) = monitored(&self.monitor) {
             if event == zmq::SocketEvent::ACCEPTED as i32 {
                 // Whoever is gone already stays unknown.
-                self.peers.extend(peer(socket).map(|peer| (socket, peer)));
-            } else if is_end(event) {
-                return Some(self.peers.remove(&socket).map_or(LostPeer::Unknown, LostPeer::From));
+                self.peers.extend(peer(value).map(|peer| (value, peer)));
+            } else if event == zmq::SocketEvent::DISCONNECTED as i32 {
+                let lost = self.peers.remove(&value).map_or(LostPeer::Unknown, LostPeer::From);
+                if !std::mem::take(&mut self.is_strangers) {
+                    return Some(lost);
+                }
+            } else if event != zmq::SocketEvent::CLOSED as i32 {
+                self.is_strangers = true;
             }
         }
         None

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::backoff::{Backoff, RECONNECT};
 use super::link::{ConnectionEvent, Link, Message, Replay};
-use super::permits::{ReplayPermit, ReplayPermits};
+use super::permits::{ReplayPermit, ReplayPermits, Ticket};
 use super::{LagObserver, Source};
 use crate::events::apply::{Applier, SourceName};
 use crate::events::continuity::{
@@ -52,6 +52,8 @@ pub(super) struct Subscription {
     shared: Shared,
     stats: Arc<SourceStats>,
     knowledge: SourceKnowledge,
+    /// The engine's cache was dropped while batches from before may still have been on their way.
+    is_to_be_cleared: bool,
     random: fastrand::Rng,
 }
 
@@ -78,10 +80,11 @@ impl Connection {
 /// The replay that the state machine wants.
 enum Asked {
     Nothing,
-    /// Waits for its time, then for a permit.
+    /// Waits for its time, then for its turn.
     Waiting {
         from: SeqNo,
         not_before: Duration,
+        ticket: Option<Ticket>,
     },
     Running {
         replay: Replay,
@@ -115,6 +118,7 @@ impl Subscription {
             shared,
             stats,
             knowledge: SourceKnowledge::new(source.endpoint_knowledge),
+            is_to_be_cleared: false,
             random: fastrand::Rng::new(),
         }
     }
@@ -159,7 +163,16 @@ impl Subscription {
 
     /// The engine is known to have dropped its cache.
     pub(super) fn cleared(&mut self) {
+        self.clear();
+        // What is still on its way may be from before.
+        self.is_to_be_cleared = !self.continuity.is_following();
+    }
+
+    fn clear(&mut self) {
         self.applier.clear();
+        self.knowledge.start_generation();
+        let seq = self.continuity.overlap().map(|overlap| overlap.seq);
+        self.stats.set_content(Content { seq, digest: self.applier.digest() });
     }
 
     /// The engine may be another process now.
@@ -176,6 +189,11 @@ impl Subscription {
 
     /// Somebody else's, or an earlier life's, knowledge of the source.
     pub(super) fn offer(&mut self, now: Duration, snapshot: Box<Snapshot>) {
+        if !self.applier.fits(&snapshot.image) {
+            // Before anything is proved by it, since what is known is retired for it then.
+            warn!(endpoint = %self.name.address, rank = self.name.rank, "snapshot of a KV event source is of other settings");
+            return;
+        }
         let (overlap, complete) = (snapshot.overlap, snapshot.complete);
         self.offer = Some(snapshot);
         self.step(now, Input::Offer { overlap, complete });
@@ -300,6 +318,12 @@ impl Subscription {
         if is_cleared {
             self.continuity.step(now, Input::Cleared);
         }
+        if self.is_to_be_cleared && self.continuity.is_following() {
+            self.is_to_be_cleared = false;
+            self.clear();
+            // What the engine has computed since is among what was dropped.
+            self.continuity.step(now, Input::NotRestored);
+        }
         let phase = self.continuity.phase();
         if phase != before {
             self.log_phase(phase);
@@ -319,7 +343,7 @@ impl Subscription {
             Action::DropOffer => self.offer = None,
             Action::RequestReplay { from, within } => {
                 let not_before = now + within.mul_f64(self.random.f64());
-                self.asked = Asked::Waiting { from, not_before };
+                self.asked = Asked::Waiting { from, not_before, ticket: None };
             }
             Action::CloseReplay => self.asked = Asked::Nothing,
             Action::Apply { seq, payload, via } => return self.apply(seq, &payload, via),
@@ -350,9 +374,10 @@ impl Subscription {
     }
 
     fn start_replay(&mut self, now: Duration) {
-        let Asked::Waiting { from, not_before } = self.asked else { return };
-        let Some(replayer) = self.replayer.as_ref().filter(|_| now >= not_before) else { return };
-        let Some(permit) = self.shared.permits.try_take() else { return };
+        let Asked::Waiting { from, not_before, ticket } = &mut self.asked else { return };
+        let Some(replayer) = self.replayer.as_ref().filter(|_| now >= *not_before) else { return };
+        let from = *from;
+        let Some(permit) = ticket.get_or_insert_with(|| self.shared.permits.queue()).try_take() else { return };
         self.stats.n_replays.add(1_u64);
         self.asked = match Replay::request(&self.context, replayer, from) {
             Ok(replay) => Asked::Running { replay, _permit: permit },

@@ -113,7 +113,7 @@ fn orphans_beyond_the_bound_are_dropped_and_counted() {
     let mut fixture = Fixture::new(settings());
     let chain = secretive().plain(0, 4000);
     fixture.apply(&[chain.tail(1)]);
-    let n_kept = (generation::PARKED_LIMIT_WITHOUT_PROOF / parked::PARKED_BYTES) as u64;
+    let n_kept = (generation::PARKED_LIMIT / parked::PARKED_BYTES) as u64;
     assert_eq!(fixture.stats.n_orphans_dropped.get(), 3999 - n_kept);
     fixture.apply(&[chain.head(1)]);
     assert_eq!(u64::from(fixture.matched(&chain, KeyKinds::PLAIN)), 1 + n_kept, "no more than what is known");
