@@ -10,7 +10,7 @@ use super::publisher::{Origin, ProcessId};
 use crate::events::apply::{Applier, Image, SourceName};
 use crate::events::continuity::{Action, Continuity, Incident, Input, Overlap, Phase, SeqNo};
 use crate::events::stats::SourceStats;
-use crate::events::wire::EventBatch;
+use crate::events::wire::{Event, EventBatch};
 use crate::routing::index::PrefixIndex;
 
 /// What the sockets are to do.
@@ -58,6 +58,8 @@ pub(super) struct Audit {
 pub(super) struct Applied {
     pub(super) first: Option<u64>,
     last: Option<u64>,
+    /// Whether the cache was dropped since, so that nothing from before it matters.
+    pub(super) is_cleared: bool,
     /// The processes that sent them, without repetition.
     pub(super) processes: Vec<ProcessId>,
 }
@@ -91,8 +93,18 @@ impl Source {
 
     /// Moves the state machine and obeys it; what the sockets have to do is left to the caller.
     pub(super) fn step(&mut self, now: Duration, input: Input) -> Vec<Command> {
-        let actions = self.continuity.step(now, input);
-        actions.into_iter().filter_map(|action| self.obey(action)).collect()
+        let mut is_cleared = false;
+        let mut commands = Vec::new();
+        for action in self.continuity.step(now, input) {
+            is_cleared &= !matches!(action, Action::StartGeneration(_) | Action::EndGeneration | Action::Restore);
+            is_cleared |= clears(&action);
+            commands.extend(self.obey(action));
+        }
+        if is_cleared {
+            self.audit.generation.iter_mut().for_each(|applied| applied.is_cleared = true);
+            assert_eq!(self.continuity.step(now, Input::Cleared), []);
+        }
+        commands
     }
 
     fn obey(&mut self, action: Action) -> Option<Command> {
@@ -129,6 +141,13 @@ impl Source {
         }
         None
     }
+}
+
+/// Whether the action applies a batch that says that the whole cache is gone.
+fn clears(action: &Action) -> bool {
+    let Action::Apply { payload, .. } = action else { return false };
+    let batch = EventBatch::decode(payload).expect("only readable batches are applied");
+    batch.events.iter().any(|event| matches!(event, Event::AllBlocksCleared))
 }
 
 impl Audit {
