@@ -104,7 +104,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Decode => decode::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Events(EventsCommand::Tail(options)) => {
-            tail::run(options, io::stdout().lock())?;
+            tail::run(options, io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
     }
