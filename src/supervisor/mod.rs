@@ -92,7 +92,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
 async fn serve(config: &Config) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-    let mut running = Running::start(config).await?;
+    let started = tokio::select! {
+        started = Running::start(config) => started,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let mut running = started?;
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
