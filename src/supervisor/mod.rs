@@ -27,7 +27,7 @@ use crate::extproc::decide::Router;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
-use crate::telemetry::metrics::{EndpointRow, Metrics, SourceRow};
+use crate::telemetry::metrics::{EndpointRow, EventPlaneRow, Metrics, SourceRow};
 use crate::{engine, extproc, snapshots, telemetry};
 use endpoints::BuiltPools;
 
@@ -219,8 +219,12 @@ fn snapshots_config(config: &config::Events) -> snapshots::Config {
 
 /// Lets a scrape read what belongs to endpoints and sources from their owners.
 fn observe(metrics: &Metrics, events: &Arc<EventPlane>, pools: &[(Arc<str>, watch::Receiver<Arc<EndpointSet>>)]) {
-    let events = events.clone();
-    metrics.set_source_collector(Box::new(move || events.status().into_iter().map(source_row).collect()));
+    let sources = events.clone();
+    metrics.set_source_collector(Box::new(move || sources.status().into_iter().map(source_row).collect()));
+    let plane = events.clone();
+    metrics.set_event_plane_collector(Box::new(move || {
+        vec![EventPlaneRow { n_foreign_messages: plane.n_foreign_messages(), n_replays: plane.n_replays() as u64 }]
+    }));
     let pools = pools.to_vec();
     metrics.set_endpoint_collector(Box::new(move || {
         let rows = |(model, endpoints): &(Arc<str>, watch::Receiver<Arc<EndpointSet>>)| endpoint_rows(model, endpoints);
