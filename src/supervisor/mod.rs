@@ -6,6 +6,7 @@
 mod endpoints;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,8 @@ use endpoints::BuiltPools;
 
 /// Longest that the background work may take to end; snapshots at exit take 2 s at most.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
+/// Time after the start in which a source may come and claim the snapshot that is there for it.
+const OFFERS_KEPT: Duration = Duration::from_secs(600);
 /// Longest that the event threads may take to end.
 const EVENTS_GRACE: Duration = Duration::from_secs(2);
 
@@ -150,6 +153,7 @@ impl Running {
             AdminState { metrics: metrics.clone(), readiness: readiness.clone(), sources: read_sources(&events) };
         admin.spawn("admin", crate::admin::run(admin_listener, state, snapshots.routes(), shutdown_admin.clone()));
         built.spawn(&mut tasks, &shutdown);
+        background.spawn("offers", drop_unclaimed_offers(events.clone(), shutdown_background.clone()));
         if let Some(writer) = snapshots.writer() {
             background.spawn("snapshots", writer.run(shutdown_background.clone()));
         }
@@ -194,6 +198,15 @@ impl Running {
         self.admin.join_all().await;
         info!("stopped");
     }
+}
+
+/// Gives up snapshots whose sources have not come within [`OFFERS_KEPT`].
+async fn drop_unclaimed_offers(events: Arc<EventPlane>, shutdown: CancellationToken) -> Result<(), Infallible> {
+    if shutdown.run_until_cancelled(tokio::time::sleep(OFFERS_KEPT)).await.is_some() {
+        events.drop_unclaimed_offers();
+        shutdown.cancelled().await;
+    }
+    Ok(())
 }
 
 /// Ends the event threads; false when they take too long, as libzmq does while it waits for a name server. The thread that
