@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use warmroute::engine::plain_http;
+
 /// A client without a deadline of its own.
 ///
 /// # Panics
 /// When the system can't give it a resolver.
 pub fn client() -> reqwest::Client {
-    build(reqwest::Client::builder())
+    build(plain_http())
 }
 
 /// A client that gives each request `timeout`.
@@ -15,11 +17,9 @@ pub fn client() -> reqwest::Client {
 /// # Panics
 /// As [`client`].
 pub fn client_with_timeout(timeout: Duration) -> reqwest::Client {
-    build(reqwest::Client::builder().timeout(timeout))
+    build(plain_http().timeout(timeout))
 }
 
 fn build(builder: reqwest::ClientBuilder) -> reqwest::Client {
-    // The router's build of reqwest has TLS without a provider of cryptography, and makes no client before one is named.
-    warmroute::engine::install_tls();
-    builder.no_proxy().tls_certs_only([]).build().expect("a client without TLS needs only a resolver")
+    builder.build().expect("a client without TLS needs only a resolver")
 }

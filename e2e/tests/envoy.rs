@@ -19,7 +19,7 @@ use e2e::sim::driver::TimeModel;
 use e2e::sim::publisher::{Publisher, PublisherOptions};
 use e2e::stack::Stack;
 use futures_util::StreamExt;
-use reqwest::{Body, Client, Response, StatusCode};
+use reqwest::{Body, Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -82,7 +82,7 @@ fn engines(n_engines: usize) -> Engines {
 async fn compute(engine: SocketAddr, prompt: &[u32]) {
     let url = format!("http://{engine}/v1/completions");
     let body = json!({"prompt": prompt, "max_tokens": 1});
-    assert_eq!(Client::new().post(url).json(&body).send().await.unwrap().status(), 200);
+    assert_eq!(client().post(url).json(&body).send().await.unwrap().status(), 200);
 }
 
 fn served_by(response: &Response) -> SocketAddr {
@@ -242,7 +242,7 @@ async fn clients_report_mode_is_cut_out_and_the_length_fits() {
         let chunks: Vec<_> = given.as_bytes().chunks(100_000).map(|chunk| Ok::<_, String>(chunk.to_vec())).collect();
         let chunked = Body::wrap_stream(futures_util::stream::iter(chunks));
         for (body, form) in [(Body::from(given), "with a length"), (chunked, "in chunks")] {
-            let request = Client::new().post(stack.url("/v1/completions")).body(body);
+            let request = client().post(stack.url("/v1/completions")).body(body);
             let response = request.send().await.unwrap();
             assert_eq!(response.status(), 200, "{form}, {n_words}");
             let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
@@ -265,12 +265,12 @@ async fn clients_report_mode_makes_no_engine_announce_anything() {
     let before = n_stored().await;
     let mut body = json!({"model": "tiny", "prompt": prompt(1), "max_tokens": 1});
     body["vllm_xargs"] = json!({"kv_cache_report_mode": "full"});
-    let response = Client::new().post(setup.stack.url("/v1/completions")).json(&body).send().await.unwrap();
+    let response = client().post(setup.stack.url("/v1/completions")).json(&body).send().await.unwrap();
     assert_eq!(served_by(&response), engine);
     assert_eq!(n_stored().await, before);
     // Past the router the same body does make it announce its blocks.
     let url = format!("http://{engine}/v1/completions");
-    assert_eq!(Client::new().post(url).json(&body).send().await.unwrap().status(), 200);
+    assert_eq!(client().post(url).json(&body).send().await.unwrap().status(), 200);
     assert_eq!(n_stored().await, before + 1.0);
 }
 

@@ -8,6 +8,7 @@ pub mod tail;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -16,6 +17,9 @@ use crate::supervisor;
 
 /// Exit code for a configuration that cannot be used, as `sysexits`-minded supervisors and the chart expect.
 const EXIT_CONFIG: u8 = 2;
+
+/// Longest wait, after everything has stopped, for threads that are still in a call to the system.
+const STUCK_THREADS_GRACE: Duration = Duration::from_secs(1);
 
 /// Envoy external processor that sends each LLM request to the vLLM endpoint whose KV cache is warm for it.
 #[derive(Debug, Parser)]
@@ -100,7 +104,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Decode => decode::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Events(EventsCommand::Tail(options)) => {
-            tail::run(options, io::stdout().lock())?;
+            tail::run(options, io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -116,7 +120,10 @@ fn load(path: &Path) -> Result<Config, Error> {
 
 fn serve(config: Config) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(supervisor::run(config))?;
+    let ended = runtime.block_on(supervisor::run(config));
+    // A file system or a name server that hangs holds a thread, and dropping the runtime would wait for it without end.
+    runtime.shutdown_timeout(STUCK_THREADS_GRACE);
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 

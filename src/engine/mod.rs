@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
+use reqwest::{ClientBuilder, Method, RequestBuilder, Response, StatusCode, header};
 
 pub use access::{Access, FileError, Scheme, read_ca};
 use key::ApiKey;
@@ -64,18 +64,12 @@ impl EngineClient {
     /// # Errors
     /// [`BuildError`] when a file cannot be used or TLS cannot be set up.
     pub fn new(access: &Access) -> Result<Self, BuildError> {
-        install_tls();
-        let builder = reqwest::Client::builder()
-            .pool_idle_timeout(IDLE)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .tcp_nodelay(true);
         let builder = match (access.scheme, &access.ca) {
-            // Without TLS no certificates are needed, and an image may have none: looking for them would be an error there.
-            (Scheme::Http, _) => builder.tls_certs_only([]),
-            (Scheme::Https, Some(ca)) => builder.tls_certs_only(read_ca(ca)?),
-            (Scheme::Https, None) => builder,
+            (Scheme::Http, _) => plain_http(),
+            (Scheme::Https, Some(ca)) => direct().tls_certs_only(read_ca(ca)?),
+            (Scheme::Https, None) => direct(),
         };
+        let builder = builder.pool_idle_timeout(IDLE).tcp_nodelay(true);
         let key = access.api_key_file.as_deref().map(ApiKey::read).transpose()?;
         let http = builder.build().map_err(BuildError::Client)?;
         Ok(Self { http, scheme: access.scheme, key: key.map(Arc::new) })
@@ -131,6 +125,17 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// A client that dials `http` addresses themselves, by way of no proxy and no redirect. It looks for no certificates: it
+/// needs none, and an image may have none, which would be an error.
+pub fn plain_http() -> ClientBuilder {
+    direct().tls_certs_only([])
+}
+
+fn direct() -> ClientBuilder {
+    install_tls();
+    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy()
 }
 
 /// Names the process's provider of cryptography. reqwest is built without one of its own, since its default needs

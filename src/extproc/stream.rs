@@ -97,8 +97,8 @@ impl StreamState {
         };
         self.phase = Phase::Past;
         let reply = self.replies.verdict(step, verdict);
-        // In all other modes the length has gone to the endpoint before the body came to us.
-        let may_replace = matches!(self.mode, Some(BodyMode::Buffered | BodyMode::BufferedPartial));
+        // In all other modes the length, or the rest of a body that did not fit, goes to the endpoint whatever we say.
+        let may_replace = matches!(self.mode, Some(BodyMode::Buffered));
         match body {
             Some(body) if may_replace => reply::with_body(reply, body),
             Some(_) | None => reply,
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn body_is_replaced_with_its_length_and_only_where_the_length_has_not_gone_ahead() {
+    fn body_is_replaced_with_its_length_and_only_where_it_is_whole_and_has_not_gone_ahead() {
         let new_body = |mode| {
             let mut state = state();
             if let Some(mode) = mode {
@@ -282,12 +282,12 @@ mod tests {
             let set = headers.set_headers.into_iter().filter_map(|option| option.header);
             (common.body_mutation, set.map(|header| (header.key, header.raw_value)).collect::<Vec<_>>())
         };
-        for mode in [None, Some(BodySendMode::Buffered), Some(BodySendMode::BufferedPartial)] {
+        for mode in [None, Some(BodySendMode::Buffered)] {
             let (body, set) = new_body(mode);
             assert_eq!(body, Some(BodyMutation { mutation: Some(Mutation::Body(b"{ }".to_vec())) }), "{mode:?}");
             assert_eq!(set, [("content-length".to_owned(), b"3".to_vec())], "{mode:?}");
         }
-        for mode in [BodySendMode::None, BodySendMode::Streamed] {
+        for mode in [BodySendMode::None, BodySendMode::Streamed, BodySendMode::BufferedPartial] {
             assert_eq!(new_body(Some(mode)), (None, vec![]), "{mode:?}");
         }
     }

@@ -3,10 +3,14 @@
 //! A file is written beside its place, synced and renamed, so that a crash leaves the old or the new one. The directory
 //! itself is not synced: losing a rename means the older file, which is as good a claim as any.
 //!
+//! Others may keep files in the same directory. Only what has a name that we give is read or removed, and what another
+//! release wrote is left to it.
+//!
 //! Everything here blocks.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -73,7 +77,7 @@ impl SnapshotDir {
         Ok(written?)
     }
 
-    /// All that lies there, newest first. A directory that does not exist yet is an empty one.
+    /// All of ours that lies there, newest first. A directory that does not exist yet is an empty one.
     fn entries(&self) -> io::Result<Vec<Entry>> {
         let listed = match fs::read_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -99,7 +103,7 @@ pub(super) fn load(dir: &SnapshotDir, metrics: &Metrics, mut offer: impl FnMut(S
     for entry in entries {
         if entry.is_outdated(now) {
             entry.remove("snapshot file is removed, nobody wrote it for long");
-        } else if entry.is_snapshot() && n_bytes + entry.n_bytes <= MAX_LOADED_BYTES {
+        } else if entry.kind == Kind::Snapshot && n_bytes + entry.n_bytes <= MAX_LOADED_BYTES {
             n_bytes += entry.n_bytes;
             keys.extend(load_file(&entry, metrics).map(|snapshot| {
                 let key = snapshot.key.clone();
@@ -112,7 +116,7 @@ pub(super) fn load(dir: &SnapshotDir, metrics: &Metrics, mut offer: impl FnMut(S
     keys
 }
 
-/// Reads a file; one that is no snapshot of ours is removed.
+/// Reads a file; one that is no snapshot is removed. That of another release stays: after a rollback it is wanted again.
 fn load_file(entry: &Entry, metrics: &Metrics) -> Option<Snapshot> {
     match entry.read() {
         Ok(snapshot) => {
@@ -122,7 +126,7 @@ fn load_file(entry: &Entry, metrics: &Metrics) -> Option<Snapshot> {
         Err(error) => {
             metrics.count_snapshot_failure(SnapshotStep::Load);
             warn!(file = %entry.path.display(), %error, "snapshot file cannot be used");
-            if !matches!(error, Error::Io(_)) {
+            if !matches!(error, Error::Io(_) | Error::Content(SnapshotError::Version { .. })) {
                 entry.remove("snapshot file is removed, it cannot be used");
             }
             None
@@ -130,32 +134,54 @@ fn load_file(entry: &Entry, metrics: &Metrics) -> Option<Snapshot> {
     }
 }
 
-/// A file in the directory.
+/// What a file is by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// What is known of a source.
+    Snapshot,
+    /// A write that is under way or was cut off.
+    Part,
+}
+
+impl Kind {
+    /// None: the name is none that we give.
+    fn of(name: &str) -> Option<Self> {
+        let is_hash = |text: &str| text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_stem = |text: &str| text.rsplit_once('-').is_some_and(|(_, hash)| is_hash(hash));
+        match name.rsplit_once('.')? {
+            (stem, EXTENSION) if is_stem(stem) => Some(Self::Snapshot),
+            (part, PART_EXTENSION) => {
+                let (stem, instance) = part.rsplit_once('.')?;
+                (is_stem(stem) && is_hash(instance)).then_some(Self::Part)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A file of ours in the directory.
 struct Entry {
     path: PathBuf,
+    kind: Kind,
     modified: SystemTime,
     n_bytes: u64,
 }
 
 impl Entry {
     fn of(entry: &fs::DirEntry) -> Option<Self> {
+        let kind = Kind::of(entry.file_name().to_str()?)?;
         let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-        Some(Self { path: entry.path(), modified: metadata.modified().ok()?, n_bytes: metadata.len() })
+        Some(Self { path: entry.path(), kind, modified: metadata.modified().ok()?, n_bytes: metadata.len() })
     }
 
-    fn has_extension(&self, extension: &str) -> bool {
-        self.path.extension().is_some_and(|found| found == extension)
-    }
-
-    fn is_snapshot(&self) -> bool {
-        self.has_extension(EXTENSION)
-    }
-
-    /// Whether it is ours and of no use any more. Other files are nothing to us.
+    /// Whether it is of no use any more, whatever release wrote it.
     fn is_outdated(&self, now: SystemTime) -> bool {
         // A time ahead of ours is that of another clock, and not old.
         let age = now.duration_since(self.modified).unwrap_or_default();
-        (self.is_snapshot() && age > MAX_AGE) || (self.has_extension(PART_EXTENSION) && age > MAX_PART_AGE)
+        match self.kind {
+            Kind::Snapshot => age > MAX_AGE,
+            Kind::Part => age > MAX_PART_AGE,
+        }
     }
 
     fn read(&self) -> Result<Snapshot, Error> {
@@ -179,7 +205,8 @@ impl Entry {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    // What prompts there were can be guessed from it: nobody else's to read.
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -200,11 +227,13 @@ fn file_stem(key: &SourceKey) -> String {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use tempfile::TempDir;
 
     use super::*;
     use crate::events::continuity::{Overlap, PayloadDigest, SeqNo};
+    use crate::events::snapshot::MAGIC;
     use crate::events::snapshot::tests::image;
 
     fn dir() -> (TempDir, SnapshotDir) {
@@ -240,8 +269,11 @@ mod tests {
     }
 
     fn names(dir: &SnapshotDir) -> Vec<String> {
-        let name = |entry: Entry| entry.path.file_name().unwrap().to_str().unwrap().to_owned();
-        dir.entries().unwrap().into_iter().map(name).collect()
+        let listed = fs::read_dir(&dir.path).unwrap().map(|entry| entry.unwrap());
+        let files = listed.filter(|entry| entry.file_type().unwrap().is_file());
+        let mut names: Vec<String> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 
     #[test]
@@ -280,9 +312,55 @@ mod tests {
 
         assert_eq!(found, [snapshot("good", 1)]);
         assert!(metrics.contains("warmroute_snapshot_failures_total{step=\"load\"} 2\n"), "{metrics}");
-        let mut left = names(&dir);
-        left.sort();
-        assert_eq!(left, [file_name(&key("good")), "notes.txt".to_owned()]);
+        assert_eq!(names(&dir), [file_name(&key("good")), "notes.txt".to_owned()]);
+    }
+
+    #[test]
+    fn files_with_other_names_are_left_alone_however_old() {
+        let (_temporary, dir) = dir();
+        write(&dir, &snapshot("good", 1));
+        let others = [
+            "backup.snapshot",
+            "db-0123456789abcde.snapshot",
+            "db-0123456789ABCDEF.snapshot",
+            "db-0123456789abcdef.part",
+            "db.0123456789abcdef.part",
+            "download.part",
+        ];
+        for name in others {
+            let path = dir.path.join(name);
+            fs::write(&path, "not ours").unwrap();
+            age(&path, 2 * MAX_AGE);
+        }
+
+        let (found, metrics) = loaded(&dir);
+
+        assert_eq!(found, [snapshot("good", 1)]);
+        assert!(!metrics.contains("warmroute_snapshot_failures_total{step=\"load\"} "), "{metrics}");
+        let left = names(&dir);
+        assert!(others.iter().all(|name| left.iter().any(|found| found == name)), "{left:?}");
+    }
+
+    #[test]
+    fn a_snapshot_of_another_release_is_counted_and_left_to_it() {
+        let (_temporary, dir) = dir();
+        let path = write(&dir, &snapshot("a", 1));
+        let mut encoded = snapshot("a", 1).encode();
+        encoded[MAGIC.len()] ^= 0x80;
+        fs::write(&path, &encoded).unwrap();
+
+        let (found, metrics) = loaded(&dir);
+
+        assert_eq!(found, []);
+        assert!(metrics.contains("warmroute_snapshot_failures_total{step=\"load\"} 1\n"), "{metrics}");
+        assert_eq!(fs::read(&path).unwrap(), encoded);
+    }
+
+    #[test]
+    fn files_are_for_their_owner_alone() {
+        let (_temporary, dir) = dir();
+        let path = write(&dir, &snapshot("a", 1));
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
@@ -290,14 +368,15 @@ mod tests {
         let (_temporary, dir) = dir();
         age(&write(&dir, &snapshot("gone", 1)), MAX_AGE + Duration::from_secs(60));
         age(&write(&dir, &snapshot("idle", 1)), MAX_AGE - Duration::from_secs(60));
-        let cut_off = dir.path.join("x.part");
+        let part = |name: &str, instance: u64| format!("{}.{instance:016x}.part", file_stem(&key(name)));
+        let cut_off = dir.path.join(part("cut off", 1));
         fs::write(&cut_off, "half").unwrap();
         age(&cut_off, MAX_PART_AGE + Duration::from_secs(60));
-        fs::write(dir.path.join("y.part"), "under way").unwrap();
+        fs::write(dir.path.join(part("under way", 2)), "under way").unwrap();
 
         assert_eq!(loaded(&dir).0, [snapshot("idle", 1)]);
 
-        assert_eq!(names(&dir), ["y.part".to_owned(), file_name(&key("idle"))]);
+        assert_eq!(names(&dir), [file_name(&key("idle")), part("under way", 2)]);
     }
 
     #[test]

@@ -22,12 +22,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::events::snapshot::{Snapshot, SourceKey};
 use crate::events::socket::{EventPlane, SourceStatus};
 use crate::telemetry::metrics::Metrics;
 use disk::SnapshotDir;
 pub use siblings::{Sibling, Siblings};
 pub use writer::Writer;
+
+/// Longest that the start waits for files: a file system that hangs must not keep the router from serving.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What to do with snapshots.
 #[derive(Clone, Debug)]
@@ -76,8 +81,11 @@ impl Snapshots {
         let mut snapshots = Self { config, plane, metrics, instance, from_disk: Vec::new() };
         if let Some(dir) = snapshots.dir() {
             let (plane, metrics) = (snapshots.plane.clone(), snapshots.metrics.clone());
-            let load = tokio::task::spawn_blocking(move || disk::load(&dir, &metrics, |found| plane.offer(found)));
-            snapshots.from_disk = load.await.expect("files, whatever is in them, are no panic");
+            let load = move || disk::load(&dir, &metrics, |found| plane.offer(found));
+            snapshots.from_disk = within(LOAD_TIMEOUT, load).await.unwrap_or_else(|| {
+                warn!("reading the snapshots takes longer than {LOAD_TIMEOUT:?}; the start goes on without them");
+                Vec::new()
+            });
         }
         snapshots
     }
@@ -109,6 +117,12 @@ impl Snapshots {
     }
 }
 
+/// What `work` gives, on a thread that may wait; none when that takes longer than `limit`. The work then goes on by itself.
+async fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let working = tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.ok()?;
+    Some(working.expect("files, whatever is in them, are no panic"))
+}
+
 fn key_of(status: &SourceStatus) -> SourceKey {
     SourceKey { model: status.model.clone(), address: status.address, rank: status.rank }
 }
@@ -118,4 +132,17 @@ async fn encoded(plane: &Arc<EventPlane>, key: SourceKey) -> Option<Vec<u8>> {
     let plane = plane.clone();
     let taken = tokio::task::spawn_blocking(move || plane.snapshot(&key).as_ref().map(Snapshot::encode));
     taken.await.expect("taking a snapshot is no panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn files_that_hang_are_not_waited_for() {
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        assert_eq!(within(Duration::from_millis(10), move || hang.recv().is_ok()).await, None);
+        drop(release);
+        assert_eq!(within(Duration::from_secs(60), || 7).await, Some(7));
+    }
 }

@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::needs::{Need, Needs, choose};
 use super::serve::{INSTANCE_HEADER, Listed, Listing};
 use super::{Error, InstanceId, key_of};
+use crate::engine::plain_http;
 use crate::events::snapshot::{MAX_ENCODED_BYTES, Snapshot, SnapshotError, SourceKey};
 use crate::events::socket::{EventPlane, SourceState};
 use crate::telemetry::metrics::{Metrics, SnapshotStep};
@@ -108,13 +109,11 @@ impl Siblings {
         plane: Arc<EventPlane>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
-        let client = Client::builder()
+        let client = plain_http()
             .connect_timeout(PATIENCE)
             .read_timeout(PATIENCE)
             // A connection to an address that has another owner by now is not kept.
             .pool_max_idle_per_host(0)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
             .build()
             .map_err(Error::Client)?;
         let needs = Needs::new(from_disk.iter().cloned());

@@ -6,6 +6,7 @@
 mod endpoints;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +28,14 @@ use crate::extproc::decide::Router;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
-use crate::telemetry::metrics::{EndpointRow, Metrics, SourceRow};
+use crate::telemetry::metrics::{EndpointRow, EventPlaneRow, Metrics, SourceRow};
 use crate::{engine, extproc, snapshots, telemetry};
 use endpoints::BuiltPools;
 
 /// Longest that the background work may take to end; snapshots at exit take 2 s at most.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
+/// Time after the start in which a source may come and claim the snapshot that is there for it.
+const OFFERS_KEPT: Duration = Duration::from_secs(600);
 /// Longest that the event threads may take to end.
 const EVENTS_GRACE: Duration = Duration::from_secs(2);
 
@@ -92,7 +95,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
 async fn serve(config: &Config) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-    let mut running = Running::start(config).await?;
+    let started = tokio::select! {
+        started = Running::start(config) => started,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let mut running = started?;
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -145,6 +153,7 @@ impl Running {
             AdminState { metrics: metrics.clone(), readiness: readiness.clone(), sources: read_sources(&events) };
         admin.spawn("admin", crate::admin::run(admin_listener, state, snapshots.routes(), shutdown_admin.clone()));
         built.spawn(&mut tasks, &shutdown);
+        background.spawn("offers", drop_unclaimed_offers(events.clone(), shutdown_background.clone()));
         if let Some(writer) = snapshots.writer() {
             background.spawn("snapshots", writer.run(shutdown_background.clone()));
         }
@@ -191,6 +200,15 @@ impl Running {
     }
 }
 
+/// Gives up snapshots whose sources have not come within [`OFFERS_KEPT`].
+async fn drop_unclaimed_offers(events: Arc<EventPlane>, shutdown: CancellationToken) -> Result<(), Infallible> {
+    if shutdown.run_until_cancelled(tokio::time::sleep(OFFERS_KEPT)).await.is_some() {
+        events.drop_unclaimed_offers();
+        shutdown.cancelled().await;
+    }
+    Ok(())
+}
+
 /// Ends the event threads; false when they take too long, as libzmq does while it waits for a name server. The thread that
 /// waits for them is none of the runtime's, which would wait for it in turn.
 async fn stop_events(events: Arc<EventPlane>) -> bool {
@@ -214,8 +232,12 @@ fn snapshots_config(config: &config::Events) -> snapshots::Config {
 
 /// Lets a scrape read what belongs to endpoints and sources from their owners.
 fn observe(metrics: &Metrics, events: &Arc<EventPlane>, pools: &[(Arc<str>, watch::Receiver<Arc<EndpointSet>>)]) {
-    let events = events.clone();
-    metrics.set_source_collector(Box::new(move || events.status().into_iter().map(source_row).collect()));
+    let sources = events.clone();
+    metrics.set_source_collector(Box::new(move || sources.status().into_iter().map(source_row).collect()));
+    let plane = events.clone();
+    metrics.set_event_plane_collector(Box::new(move || {
+        vec![EventPlaneRow { n_foreign_messages: plane.n_foreign_messages(), n_replays: plane.n_replays() as u64 }]
+    }));
     let pools = pools.to_vec();
     metrics.set_endpoint_collector(Box::new(move || {
         let rows = |(model, endpoints): &(Arc<str>, watch::Receiver<Arc<EndpointSet>>)| endpoint_rows(model, endpoints);

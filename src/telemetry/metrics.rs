@@ -70,6 +70,7 @@ pub struct Metrics {
     snapshot_bytes: Family<SnapshotLabels, Counter>,
     endpoint_rows: Arc<Rows<EndpointRow>>,
     source_rows: Arc<Rows<SourceRow>>,
+    event_plane_rows: Arc<Rows<EventPlaneRow>>,
 }
 
 /// A step of the request path.
@@ -161,6 +162,15 @@ pub struct SourceRow {
     pub n_generations: u64,
 }
 
+/// The event plane as a whole at the time of a scrape.
+#[derive(Clone, Copy, Debug)]
+pub struct EventPlaneRow {
+    /// Messages of engines that dial in without being listed.
+    pub n_foreign_messages: u64,
+    /// Replays that run now.
+    pub n_replays: u64,
+}
+
 /// Reads the rows of a scrape from their owner; must neither block nor await.
 pub type ReadRows<R> = Box<dyn Fn() -> Vec<R> + Send + Sync>;
 
@@ -180,6 +190,8 @@ impl Metrics {
         let source_rows = Arc::<Rows<SourceRow>>::default();
         r.register_collector(Box::new(Arc::clone(&endpoint_rows)));
         r.register_collector(Box::new(Arc::clone(&source_rows)));
+        let event_plane_rows = Arc::<Rows<EventPlaneRow>>::default();
+        r.register_collector(Box::new(Arc::clone(&event_plane_rows)));
         Self {
             decisions: add(r, "decisions", "Picks, by what they rested on"),
             fallbacks: add(r, "fallbacks", "Picks by load alone, by what kept the index out"),
@@ -239,6 +251,7 @@ impl Metrics {
             snapshot_bytes: add(r, "snapshot_bytes", "Bytes of the snapshots of event sources, by step"),
             endpoint_rows,
             source_rows,
+            event_plane_rows,
             registry,
         }
     }
@@ -379,6 +392,15 @@ impl Metrics {
     /// When called twice: there is one owner of the sources.
     pub fn set_source_collector(&self, read: ReadRows<SourceRow>) {
         self.source_rows.set(read);
+    }
+
+    /// Sets where the series of the event plane as a whole are read from: one row.
+    ///
+    /// # Panics
+    ///
+    /// When called twice: there is one event plane.
+    pub fn set_event_plane_collector(&self, read: ReadRows<EventPlaneRow>) {
+        self.event_plane_rows.set(read);
     }
 }
 
@@ -608,6 +630,18 @@ impl Collector for Rows<SourceRow> {
     }
 }
 
+impl Collector for Rows<EventPlaneRow> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for row in self.read() {
+            let (name, help) = ("event_foreign_messages", "Messages of engines that dial in without being listed");
+            encode_count(&mut counter(&mut encoder, name, help)?, row.n_foreign_messages)?;
+            let (name, help) = ("event_replays_in_flight", "Replays that run now");
+            gauge(&mut encoder, name, help)?.encode_gauge(&row.n_replays)?;
+        }
+        Ok(())
+    }
+}
+
 /// Name, description and value of a series that each source has.
 type SourceSeries = (&'static str, &'static str, fn(&SourceRow) -> u64);
 
@@ -808,6 +842,16 @@ mod tests {
         let text = metrics.encode();
         assert!(!text.contains("10.0.0.1:8000"), "{text}");
         assert_line(&text, r#"warmroute_endpoint_in_flight{model="llama",endpoint="10.0.0.1:8001"} 0"#);
+    }
+
+    #[test]
+    fn event_plane_has_its_series_without_labels() {
+        let metrics = Metrics::new();
+        metrics.set_event_plane_collector(Box::new(|| vec![EventPlaneRow { n_foreign_messages: 3, n_replays: 2 }]));
+
+        let text = metrics.encode();
+        assert_line(&text, "warmroute_event_foreign_messages_total 3");
+        assert_line(&text, "warmroute_event_replays_in_flight 2");
     }
 
     #[test]

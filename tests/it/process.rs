@@ -37,6 +37,8 @@ impl Process {
         );
         std::fs::write(&config, yaml).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
+        // An image may have no certificates, and nothing here needs any.
+        command.envs([("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")]);
         let mut child = command.args(["serve", "--config"]).arg(&config).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (sender, log) = channel();
@@ -152,6 +154,18 @@ fn sigterm_leaves_snapshots_that_the_next_process_starts_from() {
     let (_second, admin) = start("snapshots-2");
     let metrics = wait_for_metric(&admin, &all_blocks);
     assert!(metrics.contains("warmroute_snapshots_total{step=\"load\"} 1\n"), "{metrics}");
+}
+
+/// Every process of these tests lacks them; this one has all that asks anybody over HTTP.
+#[test]
+fn a_router_with_siblings_starts_in_an_image_without_certificates() {
+    let settings = "log: {format: json}\nevents: {siblings: ['http://127.0.0.1:1']}";
+    let mut process = Process::start("no-certificates", ([127, 0, 0, 1], 0).into(), settings);
+    let admin = process.wait_for_log("warmroute is starting")["admin"].as_str().unwrap().to_owned();
+    wait_for_metric(&admin, "warmroute_endpoints{model=\"tiny\"} 1");
+    process.terminate();
+    process.wait_for_log("stopped");
+    assert!(process.child.wait().unwrap().success());
 }
 
 #[test]

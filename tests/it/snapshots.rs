@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use warmroute::admin::{self, AdminState, health::Readiness, sources::ReadSources};
+use warmroute::engine::plain_http;
 use warmroute::events::socket::{EventPlane, SourceState, SourceStatus};
 use warmroute::routing::index::{IndexLimits, PrefixIndex};
 use warmroute::snapshots::{Config, Sibling, Snapshots};
@@ -109,7 +110,7 @@ impl Replica {
     }
 
     async fn get(&self, path: &str) -> reqwest::Response {
-        reqwest::get(format!("{}{path}", self.url)).await.unwrap()
+        plain_http().build().unwrap().get(format!("{}{path}", self.url)).send().await.unwrap()
     }
 
     /// The snapshot of the only source, as a sibling gets it.

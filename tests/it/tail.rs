@@ -117,6 +117,22 @@ fn buffer_is_replayed_then_live_batches_and_gaps_are_shown() {
 }
 
 #[test]
+fn a_reader_that_pauses_does_not_keep_it_from_ending() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    // Far more than a pipe holds.
+    publisher.publish(batch(&(0..20_000).map(removed).collect::<Vec<_>>()));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
+    let arguments = ["events", "tail", &publisher.events, "--replay", &publisher.replay];
+    let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let (_sender, lines) = channel();
+    let mut tail = Tail { child, lines };
+    assert!(output.any(|line| line.starts_with("replay seq=0 ")), "no event is shown");
+
+    assert_eq!(tail.terminate("-TERM").code(), Some(0));
+}
+
+#[test]
 fn restart_is_marked_in_json_too() {
     let publisher = FakePublisher::start(Behaviour::default());
     let mut tail = Tail::start(&[&publisher.events, "--json", "--topic", "k"]);

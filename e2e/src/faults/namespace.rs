@@ -30,6 +30,7 @@ struct Namespace {
 }
 
 impl Namespace {
+    /// A namespace that has no link yet.
     fn create() -> Result<Self> {
         // Ends with its standard input, thus with the harness.
         let holder = Talker::start(Command::new("unshare").args(["--net", "cat"]))?;
@@ -43,20 +44,25 @@ impl Namespace {
             our_address: format!("198.18.{subnet}.1"),
             their_address: format!("198.18.{subnet}.2"),
         };
-        namespace.link()?;
+        namespace.wait_until_apart()?;
         Ok(namespace)
     }
 
-    fn link(&self) -> Result<()> {
-        let Self { our_device, their_device, our_address, their_address, .. } = self;
+    /// `unshare` has its namespace only a moment after its start.
+    fn wait_until_apart(&self) -> Result<()> {
         let holder = self.holder.id();
-        // `unshare` has its namespace only a moment after its start.
         let (ours, theirs) = ("/proc/self/ns/net".to_owned(), format!("/proc/{holder}/ns/net"));
         let started = Instant::now();
         while std::fs::read_link(&ours)? == std::fs::read_link(&theirs)? {
             ensure!(started.elapsed() < SETTLE, "process {holder} has no namespace of its own");
             std::thread::yield_now();
         }
+        Ok(())
+    }
+
+    fn link(&self) -> Result<()> {
+        let Self { our_device, their_device, our_address, their_address, .. } = self;
+        let holder = self.holder.id();
         let peer =
             ["peer", "name", their_device.as_str(), "address", THEIR_MAC, "netns", &holder.to_string()].join(" ");
         ip(&format!("link add {our_device} address {OUR_MAC} type veth {peer}"))?;
@@ -117,6 +123,7 @@ pub(super) fn half_open(setting: &Setting) -> Result<Outcome> {
         Ok(namespace) => namespace,
         Err(error) => return Ok(Outcome::Skipped(format!("no network namespace here: {error:#}"))),
     };
+    namespace.link()?;
     namespace.pass_packets()?;
     let any = "tcp://0.0.0.0:0".to_owned();
     let args = PublisherArgs { events: any.clone(), replay: any, start_batches: BEFORE, ..PublisherArgs::default() };

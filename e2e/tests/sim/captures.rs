@@ -1,6 +1,7 @@
 //! For the requests of a recorded vLLM 0.32.0 the simulator publishes the recorded bytes.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use e2e::sim::api::{Endpoint, Served};
@@ -25,7 +26,8 @@ fn events_equal_the_recordings_of_all_algorithms() {
         if path.exists() {
             replay_capture(&path);
         } else {
-            eprintln!("SKIPPED: no recording at {}", path.display());
+            // Not by `eprintln!`, whose output the test harness keeps to itself.
+            writeln!(std::io::stderr(), "SKIPPED: no recording at {}", path.display()).unwrap();
         }
     }
 }

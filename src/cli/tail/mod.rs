@@ -1,12 +1,13 @@
 //! `warmroute events tail`: what an engine publishes, as it comes, decoded by the router's own decoder.
 //!
 //! One line per event and one per mark, see `format`. The replay, where one is given, is asked for once, as soon as the live
-//! stream stands: then no batch falls between the two. Ends with 0 on SIGINT and SIGTERM, and when nobody reads its
+//! stream stands: then no batch falls between the two. Ends with 0 on SIGINT and SIGTERM, even while its reader pauses, and when nobody reads its
 //! output any more.
 
 mod format;
 
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,28 +80,49 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`] when it cannot start, or cannot write.
-pub fn run(options: Options, output: impl Write) -> Result<(), Error> {
+pub fn run(options: Options, output: impl Write + Send + 'static) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Signals)?;
-    match runtime.block_on(follow(options, BufWriter::new(output))) {
+    let result = runtime.block_on(follow(options, BufWriter::new(output)));
+    // A write to a reader that pauses may never end.
+    runtime.shutdown_background();
+    match result {
         Err(Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
 }
 
-async fn follow(options: Options, mut output: impl Write) -> Result<(), Error> {
+async fn follow(options: Options, output: impl Write + Send + 'static) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let mut session = Session::open(options)?;
-    loop {
-        let is_busy = session.turn()?;
-        session.write(&mut output).map_err(Error::Output)?;
-        tokio::select! {
-            biased;
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            () = tokio::time::sleep(if is_busy { BUSY_POLL } else { POLL }) => {}
+    let show = async {
+        let mut output = output;
+        loop {
+            let is_busy = session.turn()?;
+            output = write(mem::take(&mut session.lines), output).await.map_err(Error::Output)?;
+            tokio::time::sleep(if is_busy { BUSY_POLL } else { POLL }).await;
         }
+    };
+    tokio::select! {
+        biased;
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = show => ended,
     }
+}
+
+/// Writes `lines` on a thread of its own, since a reader that pauses must not keep the signals from being seen; gives the
+/// output back.
+async fn write<W: Write + Send + 'static>(lines: Vec<String>, mut output: W) -> io::Result<W> {
+    if lines.is_empty() {
+        return Ok(output);
+    }
+    let writing = tokio::task::spawn_blocking(move || {
+        lines.iter().try_for_each(|line| writeln!(output, "{line}"))?;
+        output.flush()?;
+        Ok(output)
+    });
+    writing.await.expect("writing lines is no panic")
 }
 
 /// The sockets, and what is to be written.
@@ -148,13 +170,6 @@ impl Session {
             self.tail.message(Via::Live, &frames, &mut self.lines);
         }
         Ok(true)
-    }
-
-    fn write(&mut self, output: &mut impl Write) -> io::Result<()> {
-        for line in self.lines.drain(..) {
-            writeln!(output, "{line}")?;
-        }
-        output.flush()
     }
 
     fn watch_connection(&mut self) -> Result<(), Error> {

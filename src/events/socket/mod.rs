@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tracing::error;
+use tracing::{debug, error};
 
 pub use super::apply::ModelSettings;
 use super::apply::SourceName;
@@ -96,8 +96,8 @@ pub struct EventPlane {
     threads: Vec<EventThread>,
     /// What is followed, and what [`Self::status`] shows. Locked for as long as a list takes to copy.
     shown: Mutex<Vec<Shown>>,
-    /// Snapshots of sources that are not followed yet.
-    offers: Mutex<HashMap<SourceKey, Box<Snapshot>>>,
+    /// Snapshots of sources that are not followed yet; none once nobody waits for those any more.
+    offers: Mutex<Option<HashMap<SourceKey, Box<Snapshot>>>>,
     permits: ReplayPermits,
     n_foreign: Arc<Counter>,
 }
@@ -126,7 +126,8 @@ impl EventPlane {
         let n_foreign = Arc::<Counter>::default();
         let shared = Shared { index: index.clone(), permits: permits.clone(), on_lag, n_foreign: n_foreign.clone() };
         let threads = (0..N_THREADS).map(|thread_idx| EventThread::start(thread_idx, shared.clone())).collect();
-        Self { threads, shown: Mutex::default(), offers: Mutex::default(), permits, n_foreign }
+        let offers = Mutex::new(Some(HashMap::new()));
+        Self { threads, shown: Mutex::default(), offers, permits, n_foreign }
     }
 
     /// Follows one more source.
@@ -184,10 +185,18 @@ impl EventPlane {
         if let Some(endpoint) = self.endpoint_of(&snapshot.key) {
             return self.thread_of(endpoint).send(Command::Offer(snapshot));
         }
-        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut offers = self.offers();
+        let Some(offers) = offers.as_mut() else { return };
         if offers.len() < MAX_OFFERS || offers.contains_key(&snapshot.key) {
             offers.insert(snapshot.key.clone(), snapshot);
         }
+    }
+
+    /// Gives up the offers for sources that are still not followed, and keeps no more of them from now on: those that
+    /// come late are most likely gone, and what was known of them takes memory.
+    pub fn drop_unclaimed_offers(&self) {
+        let dropped = self.offers().take();
+        debug!(n_offers = dropped.map_or(0, |offers| offers.len()), "snapshots that no source has claimed are dropped");
     }
 
     /// How each source does.
@@ -214,7 +223,7 @@ impl EventPlane {
     fn follow(&self, shown: &mut Vec<Shown>, source: Source) {
         let stats = Arc::<SourceStats>::default();
         shown.push(Shown { source: source.clone(), stats: stats.clone() });
-        let offer = self.offers.lock().unwrap_or_else(PoisonError::into_inner).remove(&source.key());
+        let offer = self.offers().as_mut().and_then(|offers| offers.remove(&source.key()));
         let thread = self.thread_of(source.endpoint);
         thread.send(Command::Add(Box::new(source), stats));
         if let Some(offer) = offer {
@@ -226,6 +235,10 @@ impl EventPlane {
         let shown = self.shown();
         let found = shown.iter().find(|shown| shown.source.key() == *key)?;
         Some(found.source.endpoint)
+    }
+
+    fn offers(&self) -> MutexGuard<'_, Option<HashMap<SourceKey, Box<Snapshot>>>> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shown(&self) -> MutexGuard<'_, Vec<Shown>> {
@@ -253,7 +266,7 @@ impl EventThread {
     fn send(&self, command: Command) {
         if self.commands.send(command).is_err() {
             // Only after `stop`: the thread ends in no other way.
-            tracing::debug!("command for a stopped KV event thread");
+            debug!("command for a stopped KV event thread");
         }
     }
 
@@ -294,5 +307,29 @@ impl Shown {
             n_panics: stats.n_panics.get(),
             n_restored: stats.n_restored.get(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::continuity::{Overlap, PayloadDigest, SeqNo};
+    use crate::events::snapshot::tests::image;
+    use crate::routing::index::IndexLimits;
+
+    #[test]
+    fn offers_that_nobody_claims_are_not_kept_for_ever() {
+        let plane = EventPlane::start(&Arc::new(PrefixIndex::new(IndexLimits::default())));
+        let offer = |rank| {
+            let key = SourceKey { model: "tiny".into(), address: ([127, 0, 0, 1], 1).into(), rank };
+            let overlap = Overlap { seq: SeqNo(1), digest: PayloadDigest::of(b"x") };
+            plane.offer(Snapshot { key, overlap, complete: true, image: image(b"blocks") });
+        };
+        offer(0);
+        assert_eq!(plane.offers().as_ref().map(HashMap::len), Some(1));
+        plane.drop_unclaimed_offers();
+        offer(1);
+        assert!(plane.offers().is_none());
+        plane.stop();
     }
 }

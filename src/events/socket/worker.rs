@@ -1,5 +1,6 @@
 //! What runs on an event thread.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
@@ -54,6 +55,8 @@ pub(super) struct Worker {
     followed: Vec<Followed>,
     /// Ports that engines dial.
     listeners: Vec<Listener>,
+    /// Ports that could not be opened the last time.
+    refused: HashSet<String>,
     /// The next time that ports which could not be opened are tried again.
     bind_at: Duration,
 }
@@ -86,6 +89,7 @@ impl Worker {
             contexts: Vec::new(),
             followed: Vec::new(),
             listeners: Vec::new(),
+            refused: HashSet::new(),
             bind_at: Duration::ZERO,
         }
     }
@@ -206,13 +210,21 @@ impl Worker {
         let followed = &self.followed;
         let is_wanted = |endpoint: &str| followed.iter().any(|followed| followed.source.events == endpoint);
         self.listeners.retain(|listener| is_wanted(listener.endpoint()));
+        self.refused.retain(|endpoint| is_wanted(endpoint));
         for Followed { source, context_idx, .. } in &self.followed {
             if !source.dials_in() || self.listeners.iter().any(|listener| listener.endpoint() == source.events) {
                 continue;
             }
             match Listener::bind(&self.contexts[*context_idx], &source.events) {
-                Ok(listener) => self.listeners.push(listener),
-                Err(error) => warn!(endpoint = source.events, %error, "port for KV events cannot be opened"),
+                Ok(listener) => {
+                    self.refused.remove(&source.events);
+                    self.listeners.push(listener);
+                }
+                // Tried every second, and worth one line.
+                Err(error) if self.refused.insert(source.events.clone()) => {
+                    warn!(endpoint = source.events, %error, "port for KV events cannot be opened, and is tried again");
+                }
+                Err(error) => debug!(endpoint = source.events, %error, "port for KV events still cannot be opened"),
             }
         }
     }
