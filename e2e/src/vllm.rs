@@ -30,9 +30,9 @@ pub const LORA: &str = "lora-a";
 /// Where the adapter lies, as the server is told: the text is part of the block hash, so it must not differ between machines.
 pub const LORA_PATH: &str = "model/lora-a";
 
-/// Two servers that start at once beside other load took 87 s on 2 cores, and the first one after an install, which compiles
-/// all of Python's modules, more than 300 s; the rest is for slower machines.
-const START_DEADLINE: Duration = Duration::from_secs(900);
+/// Two servers that start at once beside other load took 87 s on 2 cores; the rest is for slower machines, and for the first
+/// start after an install, which compiles the modules that it imports.
+const START_DEADLINE: Duration = Duration::from_secs(300);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Below the range from which Linux takes the ports of outgoing connections, which could come in between our look and vLLM's bind.
@@ -203,6 +203,8 @@ impl VllmServer {
             .current_dir(model_dir)
             .env("PATH", path_with(&install.bin())?)
             .env_remove("PYTHONHASHSEED")
+            // Else every process of every start compiles what it imports.
+            .env_remove("PYTHONDONTWRITEBYTECODE")
             .envs(environment(&options))
             .stdout(Stdio::from(log_file))
             .stderr(Stdio::from(log_file_too));
