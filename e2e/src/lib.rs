@@ -21,6 +21,7 @@ pub mod envoy;
 pub mod faults;
 pub mod fetch;
 pub mod http;
+pub mod interrupt;
 pub mod lag;
 pub mod load;
 pub mod process;

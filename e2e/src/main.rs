@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -9,11 +10,15 @@ use e2e::audit::{self, AuditArgs};
 use e2e::cli::{EngineArgs, run_engine};
 use e2e::demo::{self, DemoArgs};
 use e2e::faults::{self, FaultsArgs};
+use e2e::interrupt::interrupted;
 use e2e::lag::{self, LagArgs};
 use e2e::proxy::{ProxyArgs, run_proxy};
 use e2e::publisher::swarm::{SwarmArgs, run_swarm};
 use e2e::publisher::{PublisherArgs, run_publisher};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Longest wait for scenarios that are told to end: routers and engines have a grace period of their own.
+const INTERRUPTED_GRACE: Duration = Duration::from_secs(30);
 
 /// Harness of warmroute.
 #[derive(Debug, Parser)]
@@ -61,7 +66,7 @@ fn arguments(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsSt
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Faults(args) => Ok(if faults::run(&args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Faults(args) => run_faults(args),
         Command::Audit(args) => run_audit(&args),
         Command::Lag(args) => lag::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Follower => faults::run_follower().map(|()| ExitCode::SUCCESS),
@@ -71,6 +76,25 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(args) => on_runtime(run_demo(args)),
         Command::Engine(args) => on_runtime(async { run_engine(*args).await.map(|()| ExitCode::SUCCESS) }),
     }
+}
+
+/// Scenarios block, so they run beside the signals. A second signal changes nothing: the wait for them is bounded.
+fn run_faults(args: FaultsArgs) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let told = CancellationToken::new();
+    let ended = runtime.block_on(async {
+        let scenarios = told.clone();
+        let mut running = tokio::task::spawn_blocking(move || faults::run(&args, scenarios));
+        tokio::select! {
+            ended = &mut running => return ended.context("the scenarios panicked")?,
+            interrupted = interrupted() => interrupted?,
+        }
+        told.cancel();
+        let ended = tokio::time::timeout(INTERRUPTED_GRACE, running).await.context("a scenario goes on")?;
+        ended.context("the scenarios panicked")?
+    });
+    runtime.shutdown_background();
+    Ok(if ended? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_audit(args: &AuditArgs) -> Result<ExitCode> {
@@ -89,15 +113,6 @@ async fn run_demo(args: DemoArgs) -> Result<ExitCode> {
     tokio::select! {
         proved = demo::run(args) => Ok(if proved? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         interrupted = interrupted() => interrupted.and(Ok(ExitCode::FAILURE)),
-    }
-}
-
-/// SIGINT or SIGTERM.
-async fn interrupted() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result.context("cannot handle SIGINT"),
-        _ = terminate.recv() => Ok(()),
     }
 }
 

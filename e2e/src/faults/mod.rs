@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 
 pub use follower::{Check, SourceView, run_follower};
 pub(crate) use follower::{Follower, raise_file_limit, source};
@@ -71,6 +72,8 @@ pub struct Setting {
     pub binary: std::path::PathBuf,
     /// How long the thousand sources flap.
     pub flap: Duration,
+    /// Ends a scenario that has started routers, and these with it: unlike followers and publishers they do not end with us.
+    pub interrupted: CancellationToken,
 }
 
 /// How a scenario ended.
@@ -147,17 +150,17 @@ impl Scenario {
 impl Setting {
     /// Scenarios run by `binary`, flapping for `flap`.
     pub fn new(binary: &Path, flap: Duration) -> Self {
-        Self { binary: binary.to_owned(), flap }
+        Self { binary: binary.to_owned(), flap, interrupted: CancellationToken::new() }
     }
 }
 
-/// Runs the named scenarios and prints a table; false when one failed.
+/// Runs the named scenarios until `interrupted`, and prints a table; false when one failed.
 ///
 /// # Errors
-/// When a name is unknown.
-pub fn run(args: &FaultsArgs) -> Result<bool> {
-    let setting =
-        Setting::new(&std::env::current_exe().context("path of this program")?, Duration::from_secs(args.flap_seconds));
+/// When a name is unknown, or when it is interrupted.
+pub fn run(args: &FaultsArgs, interrupted: CancellationToken) -> Result<bool> {
+    let binary = std::env::current_exe().context("path of this program")?;
+    let setting = Setting { interrupted, ..Setting::new(&binary, Duration::from_secs(args.flap_seconds)) };
     let known = |name: &String| Scenario::by_name(name).with_context(|| format!("no scenario is called {name:?}"));
     let chosen: Vec<Scenario> = args.names.iter().map(known).collect::<Result<_>>()?;
     let chosen = if chosen.is_empty() { SCENARIOS.to_vec() } else { chosen };
@@ -169,6 +172,7 @@ pub fn run(args: &FaultsArgs) -> Result<bool> {
     for scenario in &chosen {
         let started = Instant::now();
         let outcome = scenario.run(&setting);
+        ensure!(!setting.interrupted.is_cancelled(), "interrupted in {}", scenario.name);
         let took = format!("{:.0} s", started.elapsed().as_secs_f64());
         match outcome {
             Ok(Outcome::Held(figures)) => println!("{}", figures.row(scenario.name, &took)),

@@ -62,8 +62,8 @@ struct Run {
     n_incomplete: usize,
 }
 
-pub(super) fn restart(_: &Setting) -> Result<Outcome> {
-    on_runtime(async {
+pub(super) fn restart(setting: &Setting) -> Result<Outcome> {
+    on_runtime(setting, async {
         let length = WARM + RESTARTED;
         let [control, restarted] = Run::pair("restart", length, End::Asked, MIDDLE_BUFFER).await?;
         restarted.ensure_answered()?;
@@ -79,8 +79,8 @@ pub(super) fn restart(_: &Setting) -> Result<Outcome> {
     })
 }
 
-pub(super) fn overrun(_: &Setting) -> Result<Outcome> {
-    on_runtime(async {
+pub(super) fn overrun(setting: &Setting) -> Result<Outcome> {
+    on_runtime(setting, async {
         let length = WARM + HEALING + HEALED;
         let [control, overrun] = Run::pair("overrun", length, End::Killed, SHORT_BUFFER).await?;
         let both = |span: Range<Duration>| -> Result<(f64, f64)> {
@@ -102,8 +102,10 @@ pub(super) fn overrun(_: &Setting) -> Result<Outcome> {
     })
 }
 
-fn on_runtime(work: impl Future<Output = Result<Outcome>>) -> Result<Outcome> {
-    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(work)
+/// What `work` has started ends when it is dropped.
+fn on_runtime(setting: &Setting, work: impl Future<Output = Result<Outcome>>) -> Result<Outcome> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(setting.interrupted.run_until_cancelled(work)).context("interrupted")?
 }
 
 impl Run {
