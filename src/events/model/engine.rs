@@ -258,6 +258,17 @@ impl Engine {
             let continues = |later: &Announcement| later.parent() == Some(prompt.hashes[to - 1]);
             if self.traits.reports || step.announcements[position + 1..].iter().any(continues) {
                 self.in_doubt.extend(copied);
+                self.doubt_what_follows(&step.announcements[position + 1..]);
+            }
+        }
+    }
+
+    /// Within the batch too, a chain behind a block that is taken for gone leads to no root.
+    fn doubt_what_follows(&mut self, later: &[Announcement]) {
+        for announcement in later {
+            let Some((prompt, from, to)) = announcement.stored_on_gpu() else { continue };
+            if announcement.parent().is_some_and(|parent| self.is_in_doubt(parent)) {
+                self.in_doubt.extend(&prompt.hashes[from..to]);
             }
         }
     }
