@@ -163,7 +163,7 @@ impl Machine {
         assert!(self.continuity.n_held_bytes() <= MAX_HELD_BYTES, "{} bytes are held", self.continuity.n_held_bytes());
         match phase {
             Phase::Live | Phase::Incomplete | Phase::Stale => {
-                assert!(self.generation.is_some(), "{phase:?} of nothing")
+                assert!(self.generation.is_some(), "{phase:?} of nothing");
             }
             Phase::Connecting | Phase::Quarantined => assert!(self.generation.is_none(), "{phase:?} with knowledge"),
             Phase::CatchingUp => {}

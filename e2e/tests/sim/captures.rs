@@ -27,7 +27,7 @@ fn events_equal_the_recordings_of_all_algorithms() {
             replay_capture(&path);
         } else {
             // Not by `eprintln!`, whose output the test harness keeps to itself.
-            writeln!(std::io::stderr(), "SKIPPED: no recording at {}", path.display()).unwrap();
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no recording at {}", path.display());
         }
     }
 }

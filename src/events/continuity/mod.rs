@@ -286,11 +286,7 @@ impl Continuity {
         match self.repeats(overlap) {
             Some(Repeat::Same) => return,
             // Above what this connection brought: the replay was faster, or it is another process that nobody told of.
-            Some(Repeat::Unknown) if self.last_live.is_none_or(|last_live| seq > last_live) => {
-                if self.is_following() && !std::mem::replace(&mut self.has_doubted, true) {
-                    self.suspect(now, actions);
-                }
-            }
+            Some(Repeat::Unknown) if self.last_live.is_none_or(|last_live| seq > last_live) => self.doubt(now, actions),
             Some(Repeat::Other | Repeat::Unknown) => {
                 if self.strike(now, actions) {
                     return;
@@ -414,6 +410,13 @@ impl Continuity {
     fn drop_offer(&mut self, actions: &mut Vec<Action>) {
         if self.offer.take().is_some() {
             actions.push(Action::DropOffer);
+        }
+    }
+
+    /// Has it proved, once per connection, that batches far behind what is known are only late.
+    fn doubt(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.is_following() && !std::mem::replace(&mut self.has_doubted, true) {
+            self.suspect(now, actions);
         }
     }
 
