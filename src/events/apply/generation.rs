@@ -268,10 +268,9 @@ impl Generation {
         let mut key = parent;
         for (hash, content) in blocks.hashes.iter().zip(contents) {
             key = OwnHasher::link(key, *content);
-            let n_moved = self.move_to_own(*hash, key, [0; 3], shared);
+            self.move_to_own(*hash, key, [0; 3], shared);
             let is_held = self.own.as_ref().is_some_and(|own| own.holds(blocks.tier, *hash));
-            // Copies that were in Engine hold this one too: too few rather than too many.
-            if n_moved[blocks.tier as usize] == 0 && !(is_held && blocks.is_announced_again) {
+            if !(is_held && blocks.is_announced_again) {
                 self.add_own(blocks.tier, (*hash, key), 1, shared);
             }
             self.resolve(*hash, key, shared);
@@ -290,18 +289,15 @@ impl Generation {
         }
     }
 
-    /// Moves a block from Engine to Own, with at least as many copies; says how many there are then, by tier.
-    fn move_to_own(&mut self, hash: BlockHash, key: BlockHash, at_least: [u16; 3], shared: &Shared) -> [u32; 3] {
-        let mut n_moved = [0; 3];
+    /// Moves a block from Engine to Own, with at least as many copies.
+    fn move_to_own(&mut self, hash: BlockHash, key: BlockHash, at_least: [u16; 3], shared: &Shared) {
         for tier in Tier::ALL {
             let slot = self.engine.as_mut().and_then(|engine| engine.get_mut(tier));
             let n_copies = slot.map_or(0, |slot| slot.take(hash)).max(u32::from(at_least[tier as usize]));
             if n_copies > 0 {
                 self.add_own(tier, (hash, key), u16::try_from(n_copies).unwrap_or(u16::MAX), shared);
             }
-            n_moved[tier as usize] = n_copies;
         }
-        n_moved
     }
 
     fn add_own(&mut self, tier: Tier, block: (BlockHash, BlockHash), n_copies: u16, shared: &Shared) {
