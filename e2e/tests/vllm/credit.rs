@@ -77,6 +77,22 @@ async fn under_a_small_cache_each_eviction_takes_its_credit() {
     }
     println!("{n_warm} of 70 requests were warm, {n_evicted} found a part of what they had left there evicted");
     assert!(n_warm >= 10 && n_evicted >= 10, "the load does not show what it should");
+    let n_in_part = after_others_came(&setup, 12).await + after_others_came(&setup, 15).await;
+    assert!(n_in_part > 0, "neither 12 nor 15 prompts of 4 blocks evict a part of one that has 10");
+}
+
+/// A prompt of 10 blocks again, after `n_others` new ones of 4: 1 when a part of it was left. vLLM evicts it from its end on, so
+/// in a cache of 66 blocks the right number of others leaves the beginning; which one depends on who gets the blocks that were not full.
+async fn after_others_came(setup: &Setup, n_others: u32) -> u32 {
+    let body = prompt(10, 20 + n_others);
+    assert_eq!(setup.complete(&format!("before {n_others} others"), &[], body.clone()).await, NOTHING);
+    for other in 0..n_others {
+        let body = prompt(4, 100 + 20 * n_others + other);
+        assert_eq!(setup.complete(&format!("other {other}"), &[], body).await, NOTHING);
+    }
+    let credit = setup.complete(&format!("after {n_others} others"), &[], body).await;
+    assert_eq!(credit.predicted, credit.reported, "after {n_others} others");
+    u32::from(credit.reported > 0 && credit.reported < 10 * BLOCK_SIZE)
 }
 
 #[tokio::test]
