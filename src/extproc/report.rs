@@ -7,7 +7,7 @@
 //!
 //! A conversation is recognized by one block near the end of the request that asked: the next turn's chain contains it,
 //! another conversation's chain does not, even behind the same system prompt. What is remembered is a keyed hash of it with
-//! the endpoint and its generations, at most [`MAX_CONVERSATIONS`] for at most [`EXPIRY`]; a report that got lost is asked
+//! the endpoint and its generations, at most `MAX_CONVERSATIONS` for at most `EXPIRY`; a report that got lost is asked
 //! for again after that.
 
 use std::collections::HashSet;

@@ -3,9 +3,9 @@
 //! A publisher replays its last batches only, and a prefix that stays warm is never announced again. Whoever comes later than
 //! that knows of such blocks from those alone who saw them announced: itself before a restart, or a sibling.
 //!
-//! - [`disk`]: one file per source, written in turn and once more at exit, offered at the next start.
-//! - [`serve`]: `/snapshots` on the admin port.
-//! - [`siblings`]: asks that of the others when a source of ours is new or incomplete.
+//! - `disk`: one file per source, written in turn and once more at exit, offered at the next start.
+//! - `serve`: `/snapshots` on the admin port.
+//! - `siblings`: asks that of the others when a source of ours is new or incomplete.
 //!
 //! All of it ends in [`EventPlane::offer`], where a snapshot counts only once the publisher itself has confirmed it.
 //! So neither a stale file nor a mistaken sibling is believed; but a sibling that lies about blocks under a true

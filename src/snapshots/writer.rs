@@ -60,7 +60,7 @@ impl Writer {
         Self { dir: Arc::new(dir), interval, plane, metrics, written: HashMap::new() }
     }
 
-    /// Writes until `shutdown`, and then what has changed since, for [`EXIT_GRACE`] at most.
+    /// Writes until `shutdown`, and then what has changed since, for `EXIT_GRACE` at most.
     ///
     /// # Errors
     /// None: a file that cannot be written is logged and counted.

@@ -1,6 +1,6 @@
 //! A TCP proxy between a subscriber and a publisher that knows ZMTP 3.x, so that its faults act on whole messages.
 //!
-//! [`frames`] finds the messages in a stream, [`rules`] says what becomes of each, [`connection`] moves the bytes, and [`Proxy`] is
+//! `frames` finds the messages in a stream, `rules` says what becomes of each, `connection` moves the bytes, and [`Proxy`] is
 //! the handle by which a test changes the faults while traffic flows. What random faults hit follows from a seed and the order
 //! of the messages.
 //!

@@ -1,6 +1,6 @@
 //! vLLM's publisher thread as a process of its own, so that it can be stopped, killed and replaced like an engine.
 //!
-//! [`program`] makes the events, [`worker`] publishes them as vLLM does, [`process`] is the handle that the harness holds.
+//! [`program`] makes the events, `worker` publishes them as vLLM does, [`process`] is the handle that the harness holds.
 //! [`swarm`] is many small publishers in one process, for crowds.
 //!
 //! The process says `ready EVENTS REPLAY` on its standard output, is told `until N` on its standard input, publishes up to N batches and
