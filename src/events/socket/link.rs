@@ -7,7 +7,7 @@ use crate::events::continuity::SeqNo;
 /// A larger frame ends the connection. vLLM's batches are a few kilobytes, those of a full re-announcement some megabytes.
 const MAX_FRAME_BYTES: i64 = 16 << 20;
 /// Batches that may wait unread on the live stream: minutes of a busy engine. What is dropped beyond is a gap, which a replay fills.
-const LIVE_QUEUE: i32 = 10_000;
+pub(super) const LIVE_QUEUE: i32 = 10_000;
 /// Replies that may wait unread: vLLM's replay buffer by default.
 const REPLAY_QUEUE: i32 = 10_000;
 /// A dead peer is noticed after interval + timeout; shorter ones turn mere stalls into lost batches.

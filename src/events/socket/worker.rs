@@ -10,6 +10,7 @@ use tracing::{debug, error, warn};
 
 use super::Source;
 use super::backoff::{Backoff, REVIVE};
+use super::link::LIVE_QUEUE;
 use super::listener::{Listener, LostPeer, Topic};
 use super::subscription::{MESSAGES_PER_TURN, Shared, Subscription};
 use crate::events::snapshot::{Snapshot, SourceKey};
@@ -185,24 +186,34 @@ impl Worker {
             self.bind_missing();
         }
         for listener_idx in 0..self.listeners.len() {
-            while let Some(lost) = self.listeners[listener_idx].lost_peer() {
-                let endpoint = self.listeners[listener_idx].endpoint();
-                // Behind address translation no source has the peer's address, and it may have been anyone's.
-                let is_known = self.followed.iter().any(|followed| followed.dials_from(endpoint, lost));
-                let lost = if is_known { lost } else { LostPeer::Unknown };
-                let of_peer = self.followed.iter_mut().filter(|followed| followed.dials_from(endpoint, lost));
-                of_peer.for_each(|followed| followed.guarded(now, |subscription| subscription.may_be_gone(now)));
-            }
-            for _ in 0..MESSAGES_PER_TURN {
-                let Some((topic, message)) = self.listeners[listener_idx].message() else { break };
-                let endpoint = self.listeners[listener_idx].endpoint();
-                let is_meant = |followed: &&mut Followed| followed.is_meant(endpoint, topic.as_ref());
-                match self.followed.iter_mut().find(is_meant) {
-                    Some(followed) => followed.guarded(now, |subscription| subscription.hear(now, message)),
-                    None => self.shared.n_foreign.add(1_u64),
-                }
+            let lost: Vec<LostPeer> = std::iter::from_fn(|| self.listeners[listener_idx].lost_peer()).collect();
+            // What a lost connection had brought waits in the socket, and is of the life that has ended.
+            let n_messages = if lost.is_empty() { MESSAGES_PER_TURN } else { LIVE_QUEUE as usize };
+            self.hear(listener_idx, n_messages, now);
+            lost.into_iter().for_each(|lost| self.lose(listener_idx, lost, now));
+        }
+    }
+
+    /// Hands at most `n_messages` that came to a port to their sources.
+    fn hear(&mut self, listener_idx: usize, n_messages: usize, now: Duration) {
+        let listener = &self.listeners[listener_idx];
+        for (topic, message) in std::iter::from_fn(|| listener.message()).take(n_messages) {
+            let is_meant = |followed: &&mut Followed| followed.is_meant(listener.endpoint(), topic.as_ref());
+            match self.followed.iter_mut().find(is_meant) {
+                Some(followed) => followed.guarded(now, |subscription| subscription.hear(now, message)),
+                None => self.shared.n_foreign.add(1_u64),
             }
         }
+    }
+
+    /// Tells the sources whose connection to a port may have been the one that is lost.
+    fn lose(&mut self, listener_idx: usize, lost: LostPeer, now: Duration) {
+        let endpoint = self.listeners[listener_idx].endpoint();
+        // Behind address translation no source has the peer's address, and it may have been anyone's.
+        let is_known = self.followed.iter().any(|followed| followed.dials_from(endpoint, lost));
+        let lost = if is_known { lost } else { LostPeer::Unknown };
+        let of_peer = self.followed.iter_mut().filter(|followed| followed.dials_from(endpoint, lost));
+        of_peer.for_each(|followed| followed.guarded(now, |subscription| subscription.may_be_gone(now)));
     }
 
     /// Opens the ports that sources are to dial, and closes those that no source does any more.
@@ -287,5 +298,75 @@ impl Followed {
             let subscription = Subscription::new(context, self.source.clone(), shared.clone(), self.stats.clone());
             self.life = Life::Running(Box::new(subscription));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::events::socket::permits::ReplayPermits;
+    use crate::events::socket::{ModelSettings, SourceState};
+    use crate::routing::hash::HashAlgorithm;
+    use crate::routing::index::PrefixIndex;
+
+    /// An event thread that takes its turns only when told, with one source that dials `port`.
+    fn worker(port: u16) -> (Worker, Arc<SourceStats>) {
+        let shared = Shared {
+            index: Arc::new(PrefixIndex::default()),
+            permits: ReplayPermits::default(),
+            on_lag: Arc::new(|_| ()),
+            n_foreign: Arc::default(),
+        };
+        let model = ModelSettings {
+            model: "tiny".into(),
+            algorithm: HashAlgorithm::Sha256Cbor,
+            pythonhashseed: None,
+            adapters: Vec::new(),
+            reports: false,
+        };
+        let source = Source {
+            endpoint: EndpointId(0),
+            address: ([127, 0, 0, 1], 8000).into(),
+            events: format!("tcp://*:{port}"),
+            replay: None,
+            rank: 0,
+            model: Arc::new(model),
+            endpoint_knowledge: Arc::default(),
+        };
+        let stats = Arc::new(SourceStats::default());
+        let mut worker = Worker::new(shared, channel().1);
+        worker.follow(source, stats.clone());
+        worker.listen();
+        (worker, stats)
+    }
+
+    #[test]
+    fn what_a_lost_connection_had_brought_is_read_before_it_is_given_up() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+        let (mut worker, stats) = worker(port);
+        let publisher = zmq::Context::new().socket(zmq::PUB).expect("a socket");
+        publisher.connect(&format!("tcp://127.0.0.1:{port}")).expect("a listener");
+        // Batches without events, until one is heard; then more than a turn's that nobody reads before the end.
+        let mut publish = |seq: u64| {
+            let frames = [&b"kv@127.0.0.1:8000@tiny"[..], &seq.to_be_bytes(), b"\x93\xcb\0\0\0\0\0\0\0\0\x90\0"];
+            publisher.send_multipart(frames, 0).expect("a publisher never blocks");
+        };
+        let seqs = &mut (0..);
+        while stats.n_batches.get() == 0 {
+            seqs.take(1).for_each(&mut publish);
+            std::thread::sleep(Duration::from_millis(5));
+            worker.listen();
+        }
+        seqs.take(3 * MESSAGES_PER_TURN).for_each(&mut publish);
+        std::thread::sleep(Duration::from_millis(200));
+        drop(publisher);
+        std::thread::sleep(Duration::from_millis(200));
+        for _ in 0..10 {
+            worker.listen();
+        }
+        assert_eq!(stats.state(), SourceState::Stale, "{stats:?}");
+        assert!(stats.n_batches.get() > MESSAGES_PER_TURN as u64, "what came before the end counts");
     }
 }
