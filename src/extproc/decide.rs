@@ -279,7 +279,7 @@ impl Router {
             return Err(Fallback::NoIndex);
         }
         let mut tokens = match request.prompt {
-            Prompt::Text(body) => self.tokenize(target, endpoints, body).await?,
+            Prompt::Text(question) => self.tokenize(target, endpoints, question.body).await?,
             Prompt::Tokens(tokens) => tokens,
             Prompt::Opaque(_) => unreachable!("opaque prompts have returned above"),
         };

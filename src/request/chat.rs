@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Body, JsonObject, Opaque, Prompt, json_string};
+use super::{Body, JsonObject, Opaque, Prompt, Question, TokensApi, json_string};
 
 /// Content parts that the engine renders as text (vLLM 0.32.0, `chat_utils.py`). Anything else may be media.
 const TEXT_PARTS: [&str; 5] = ["text", "input_text", "output_text", "refusal", "thinking"];
@@ -35,12 +35,12 @@ pub(super) fn prompt(body: &Body<'_>) -> Prompt {
         Err(_) => return Prompt::Opaque(Opaque::Invalid),
     }
     match template_kwargs(body) {
-        Ok(kwargs) => Prompt::Text(tokenize_body(body, messages, kwargs.as_deref())),
+        Ok(kwargs) => Prompt::Text(question(body, messages, kwargs.as_deref())),
         Err(opaque) => Prompt::Opaque(opaque),
     }
 }
 
-fn tokenize_body(body: &Body<'_>, messages: &RawValue, kwargs: Option<&str>) -> Vec<u8> {
+fn question(body: &Body<'_>, messages: &RawValue, kwargs: Option<&str>) -> Question {
     let mut object = JsonObject::new(messages.get().len() + 256);
     if let Some(model) = &body.model {
         object.field("model", &json_string(model));
@@ -53,7 +53,7 @@ fn tokenize_body(body: &Body<'_>, messages: &RawValue, kwargs: Option<&str>) -> 
     object.optional("add_generation_prompt", body.add_generation_prompt);
     object.optional("continue_final_message", body.continue_final_message);
     object.optional("add_special_tokens", body.add_special_tokens);
-    object.finish()
+    Question { api: TokensApi::Tokenize, body: object.finish() }
 }
 
 fn has_media(messages: &RawValue) -> serde_json::Result<bool> {

@@ -8,7 +8,7 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{Body, JsonObject, Opaque, Prompt, json_string};
+use super::{Body, JsonObject, Opaque, Prompt, Question, TokensApi, json_string};
 
 /// A text that is borrowed from the body where it has no escapes.
 #[derive(Deserialize)]
@@ -50,7 +50,7 @@ pub(super) fn prompt(body: &Body<'_>) -> Prompt {
         return Prompt::Opaque(Opaque::Media);
     }
     match body.prompt.map(first) {
-        Some(Ok(First::Text(text))) => Prompt::Text(tokenize_body(body, &text)),
+        Some(Ok(First::Text(text))) => Prompt::Text(question(body, &text)),
         Some(Ok(First::Tokens(tokens))) if !tokens.is_empty() => Prompt::Tokens(tokens),
         _ => Prompt::Opaque(Opaque::Invalid),
     }
@@ -71,12 +71,12 @@ fn first(prompt: &RawValue) -> Result<First<'_>, Opaque> {
     parsed.ok().flatten().ok_or(Opaque::Invalid)
 }
 
-fn tokenize_body(body: &Body<'_>, text: &str) -> Vec<u8> {
+fn question(body: &Body<'_>, text: &str) -> Question {
     let mut object = JsonObject::new(text.len() + 128);
     if let Some(model) = &body.model {
         object.field("model", &json_string(model));
     }
     object.field("prompt", &json_string(text));
     object.optional("add_special_tokens", body.add_special_tokens);
-    object.finish()
+    Question { api: TokensApi::Tokenize, body: object.finish() }
 }

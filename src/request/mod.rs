@@ -68,10 +68,35 @@ pub struct LlmRequest {
 pub enum Prompt {
     /// Token ids, as the client gave them.
     Tokens(Vec<u32>),
-    /// Text: the JSON body that `/tokenize` is asked with.
-    Text(Vec<u8>),
+    /// Text: what the engine is asked for its tokens.
+    Text(Question),
     /// Tokens cannot be known, or would not help.
     Opaque(Opaque),
+}
+
+/// What an engine is asked for the tokens of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Where it is asked.
+    pub api: TokensApi,
+    /// JSON text.
+    pub body: Vec<u8>,
+}
+
+/// The engine's APIs that answer with the tokens of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokensApi {
+    /// `/tokenize`
+    Tokenize,
+}
+
+impl TokensApi {
+    /// Its path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Tokenize => "/tokenize",
+        }
+    }
 }
 
 /// Why a prompt's tokens are not asked for.
@@ -294,7 +319,7 @@ mod tests {
 
     fn tokenize_body(request: LlmRequest) -> Value {
         match request.prompt {
-            Prompt::Text(body) => serde_json::from_slice(&body).expect("the tokenize body is JSON"),
+            Prompt::Text(question) => serde_json::from_slice(&question.body).expect("the tokenize body is JSON"),
             other => panic!("expected a text prompt, found {other:?}"),
         }
     }

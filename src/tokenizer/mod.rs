@@ -6,6 +6,13 @@ pub mod remote;
 
 use crate::engine;
 
+/// The tokens of a prompt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Token ids, as the engine sees them.
+    pub ids: Vec<u32>,
+}
+
 /// Why a prompt's tokens are not known. None of them is the client's fault or concern.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
