@@ -12,6 +12,9 @@ use crate::engine::{Access, FileError, Scheme, read_ca, read_key};
 /// `models[].events`: what the engines are asked about their KV events, beside the events themselves.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelEvents {
+    /// Whether the index follows the engines' KV events, default true. Otherwise nothing of theirs is read, and the index
+    /// is learned from our own picks.
+    pub sync: bool,
     /// Whether each endpoint is asked for its data-parallel ranks and where they publish (`GET /kv_event_sources`, vLLM
     /// 0.32 and newer), default true. The answer takes the place of what `discovery` says of an endpoint's events.
     pub discover: bool,
@@ -25,13 +28,14 @@ pub struct ModelEvents {
 
 pub(super) fn read_model_events(node: &Node<'_>) -> ModelEvents {
     const SCRAPE: &str = "a duration from 1s to 1h, such as 10s, or null";
-    let [discover, scrape, report] = node.fields(["discover", "scrape", "report"]);
+    let [sync, discover, scrape, report] = node.fields(["sync", "discover", "scrape", "report"]);
     let interval: Option<Human> = scrape.optional(SCRAPE);
     let is_possible = |interval: &Human| (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&interval.0);
     if let Some(interval) = interval.as_ref().filter(|interval| !is_possible(interval)) {
         scrape.fault(interval, SCRAPE);
     }
     ModelEvents {
+        sync: sync.or(true, "true or false"),
         discover: discover.or(true, "true or false"),
         scrape: interval,
         report: report.or(false, "true or false"),

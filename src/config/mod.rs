@@ -3,36 +3,34 @@
 //! All faults are reported together, each with its path, what was found and what was expected, before any port is
 //! opened. Every setting is documented at its field; `warmroute check-config` prints them with the values in force.
 
+mod aliases;
 mod discovery;
 mod engine;
+mod model;
 mod reader;
+mod tokenizer;
 mod values;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use discovery::read_discovery;
+pub use aliases::Alias;
 pub use discovery::{Discovery, StaticEndpoint};
 pub use engine::ModelEvents;
-use engine::{read_access, read_model_events};
+pub use model::{Adapter, BlockHash, Model};
+use model::{check_names, each, read_model};
 pub use reader::Fault;
 use reader::{Node, Source};
-pub use values::{Human, TokenizerKind, ZmqEndpoint};
+pub use tokenizer::{Tokenizer, TokenizerApi, TokenizerKind};
+pub use values::{Human, ZmqEndpoint};
 
-use crate::engine::Access;
-use crate::routing::hash::{BlockHasher, HashAlgorithm};
 use crate::routing::index::IndexLimits;
 use crate::snapshots::Sibling;
 use crate::telemetry::LogFormat;
-
-/// Adapters per model: each has a bit in the index's set of proved kinds of keys.
-const MOST_ADAPTERS: usize = 60;
 
 /// The whole configuration.
 #[derive(Clone, Debug, Serialize)]
@@ -41,6 +39,8 @@ pub struct Config {
     pub listen: Listen,
     /// How Envoy is told the endpoint.
     pub selection: Selection,
+    /// What Envoy is set to.
+    pub envoy: Envoy,
     /// Sizes.
     pub limits: Limits,
     /// Logs.
@@ -53,6 +53,9 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// One pool of endpoints for each model.
     pub models: Vec<Model>,
+    /// Variables of AIBrix that were taken for settings of ours.
+    #[serde(skip)]
+    pub aliases: Vec<Alias>,
 }
 
 /// `listen`: addresses of the servers; port 0 takes any free one.
@@ -69,6 +72,14 @@ pub struct Listen {
 pub struct Selection {
     /// Request header, and key in the dynamic metadata `envoy.lb`; default `x-gateway-destination-endpoint`.
     pub header: String,
+}
+
+/// `envoy`: settings of Envoy that ours must agree with.
+#[derive(Clone, Debug, Serialize)]
+pub struct Envoy {
+    /// `message_timeout` of Envoy's ext_proc filter, default 1s as in our examples; Envoy's own default is 200ms. Budgets have to
+    /// end before it does.
+    pub message_timeout: Human,
 }
 
 /// `limits`: sizes.
@@ -126,64 +137,6 @@ pub struct Shutdown {
     pub grace: Human,
 }
 
-/// `models[]`: one model and the endpoints that serve it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Model {
-    /// As in the request's `model` field.
-    pub name: Arc<str>,
-    /// Other names for the same model (`--served-model-name` takes several).
-    pub aliases: Vec<String>,
-    /// Whether requests that name no model come here; at most one model has it.
-    pub default: bool,
-    /// LoRA adapters, with the paths they were loaded from where they are known: the path is part of vLLM's block hash.
-    pub adapters: Vec<Adapter>,
-    /// The engine's hash settings.
-    pub block_hash: BlockHash,
-    /// How the engines are reached over HTTP.
-    pub engine: Access,
-    /// What the engines are asked about their KV events.
-    pub events: ModelEvents,
-    /// Where token ids come from.
-    pub tokenizer: Tokenizer,
-    /// The endpoints.
-    pub discovery: Discovery,
-}
-
-/// `models[].adapters[]`
-#[derive(Clone, Debug, Serialize)]
-pub struct Adapter {
-    /// As in the request's `model` field.
-    pub name: Arc<str>,
-    /// `lora_path` as it was given to vLLM; null where it is not known: then the adapter's blocks are credited by their tokens.
-    pub path: Option<Arc<str>>,
-}
-
-/// `models[].block_hash`: what the engines were started with.
-#[derive(Clone, Debug, Serialize)]
-pub struct BlockHash {
-    /// `--prefix-caching-hash-algo`, default `sha256` (vLLM's default).
-    pub algorithm: HashAlgorithm,
-    /// `PYTHONHASHSEED` of the engine process; null = unset.
-    pub pythonhashseed: Option<String>,
-}
-
-impl BlockHash {
-    /// The hasher; none when the engine draws a random root (xxhash without a seed).
-    pub fn hasher(&self) -> Option<BlockHasher> {
-        BlockHasher::new(self.algorithm, self.pythonhashseed.as_deref()).ok()
-    }
-}
-
-/// `models[].tokenizer`: where token ids come from.
-#[derive(Clone, Debug, Serialize)]
-pub struct Tokenizer {
-    /// `remote`: `/tokenize` of the model's own endpoints.
-    pub kind: TokenizerKind,
-    /// Longest that a request may wait for its tokens before it is picked by load, default 100ms. Keep below Envoy's
-    /// `message_timeout`.
-    pub budget: Human,
-}
-
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -209,9 +162,9 @@ impl Config {
         let document: Value = serde_saphyr::from_str(yaml).map_err(|error| Error::Yaml(error.to_string()))?;
         let source = Source::new(env);
         let config = read_config(&Node::root(&source, &document));
-        let faults = source.into_faults();
+        let (faults, aliases) = source.into_faults();
         match config {
-            Some(config) if faults.is_empty() => Ok(config),
+            Some(config) if faults.is_empty() => Ok(Self { aliases, ..config }),
             _ => Err(Error::Faults(faults)),
         }
     }
@@ -224,23 +177,26 @@ impl Config {
 
 /// None only together with a fault.
 fn read_config(root: &Node<'_>) -> Option<Config> {
-    let [listen, selection, limits, log, trace, events, shutdown, models] =
-        root.fields(["listen", "selection", "limits", "log", "trace", "events", "shutdown", "models"]);
+    let [listen, selection, envoy, limits, log, trace, events, shutdown, models] =
+        root.fields(["listen", "selection", "envoy", "limits", "log", "trace", "events", "shutdown", "models"]);
+    let envoy = read_envoy(&envoy);
     let nodes = models.items();
     if nodes.is_empty() {
         models.fault("nothing", "a list of at least one model");
     }
-    let parsed: Vec<Option<Model>> = nodes.iter().map(read_model).collect();
+    let parsed: Vec<Option<Model>> = nodes.iter().map(|node| read_model(node, envoy.message_timeout.0)).collect();
     check_names(&nodes, &parsed);
     Some(Config {
         listen: read_listen(&listen),
         selection: read_selection(&selection),
+        envoy,
         limits: read_limits(&limits),
         log: read_log(&log),
         trace: read_trace(&trace),
         events: read_events(&events)?,
         shutdown: read_shutdown(&shutdown),
         models: parsed.into_iter().collect::<Option<_>>()?,
+        aliases: Vec::new(),
     })
 }
 
@@ -262,6 +218,16 @@ fn read_selection(node: &Node<'_>) -> Selection {
         header.fault(format!("{name:?}"), EXPECTED);
     }
     Selection { header: name }
+}
+
+fn read_envoy(node: &Node<'_>) -> Envoy {
+    const TIMEOUT: &str = "a duration from 20ms to 10m, such as 1s";
+    let [message_timeout] = node.fields(["message_timeout"]);
+    let timeout = message_timeout.or(Human(Duration::from_secs(1)), TIMEOUT);
+    if !(Duration::from_millis(20)..=Duration::from_secs(600)).contains(&timeout.0) {
+        message_timeout.fault(timeout, TIMEOUT);
+    }
+    Envoy { message_timeout: timeout }
 }
 
 fn read_limits(node: &Node<'_>) -> Limits {
@@ -332,97 +298,6 @@ fn read_shutdown(node: &Node<'_>) -> Shutdown {
     Shutdown { grace: grace.or(Human(Duration::from_secs(25)), "a duration such as 25s") }
 }
 
-fn read_model(node: &Node<'_>) -> Option<Model> {
-    let [name, aliases, default, adapters, block_hash, engine, events, tokenizer, discovery] = node.fields([
-        "name",
-        "aliases",
-        "default",
-        "adapters",
-        "block_hash",
-        "engine",
-        "events",
-        "tokenizer",
-        "discovery",
-    ]);
-    let name = name.name("the model's name");
-    let aliases = each(&aliases.items(), |alias| alias.name("a model name"));
-    let default = default.or(false, "true or false");
-    let n_adapters = adapters.items().len();
-    if n_adapters > MOST_ADAPTERS {
-        adapters.fault(format!("{n_adapters} adapters"), format!("at most {MOST_ADAPTERS}"));
-    }
-    let adapters = each(&adapters.items(), read_adapter);
-    let block_hash = read_block_hash(&block_hash);
-    let (engine, events) = (read_access(&engine), read_model_events(&events));
-    let tokenizer = read_tokenizer(&tokenizer);
-    let discovery = read_discovery(&discovery);
-    Some(Model {
-        name: name?.into(),
-        aliases: aliases?,
-        default,
-        adapters: adapters?,
-        block_hash,
-        engine,
-        events,
-        tokenizer,
-        discovery: discovery?,
-    })
-}
-
-/// Reads every item, so that the faults of all of them are found, before it says whether one was wrong.
-fn each<T>(nodes: &[Node<'_>], read: impl Fn(&Node<'_>) -> Option<T>) -> Option<Vec<T>> {
-    let items: Vec<Option<T>> = nodes.iter().map(read).collect();
-    items.into_iter().collect()
-}
-
-fn read_adapter(node: &Node<'_>) -> Option<Adapter> {
-    let [name, path] = node.fields(["name", "path"]);
-    const PATH: &str = "the adapter's lora_path, or null where it is not known";
-    let (name, lora_path) = (name.name("the adapter's name"), path.string(PATH));
-    if lora_path.as_deref() == Some("") {
-        path.fault("nothing", PATH);
-    }
-    Some(Adapter { name: name?.into(), path: lora_path.map(Into::into) })
-}
-
-fn read_block_hash(node: &Node<'_>) -> BlockHash {
-    let [algorithm, pythonhashseed] = node.fields(["algorithm", "pythonhashseed"]);
-    BlockHash {
-        algorithm: algorithm.or(HashAlgorithm::Sha256, "sha256, sha256_cbor, xxhash or xxhash_cbor"),
-        pythonhashseed: pythonhashseed.string("the engine's PYTHONHASHSEED, or null where it is not set"),
-    }
-}
-
-fn read_tokenizer(node: &Node<'_>) -> Tokenizer {
-    const BUDGET: &str = "a duration from 1ms to 1m, such as 100ms";
-    let [kind, budget] = node.fields(["kind", "budget"]);
-    let limit = budget.or(Human(Duration::from_millis(100)), BUDGET);
-    if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&limit.0) {
-        budget.fault(format!("{limit}"), BUDGET);
-    }
-    Tokenizer { kind: kind.or(TokenizerKind::Remote, "remote"), budget: limit }
-}
-
-/// A name in a request must lead to one model.
-fn check_names(nodes: &[Node<'_>], models: &[Option<Model>]) {
-    let mut owner: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut default: Option<&str> = None;
-    for (node, model) in nodes.iter().zip(models).filter_map(|(node, model)| Some((node, model.as_ref()?))) {
-        let names = std::iter::once(&*model.name)
-            .chain(model.aliases.iter().map(String::as_str))
-            .chain(model.adapters.iter().map(|adapter| &*adapter.name));
-        for name in names {
-            if let Some(other) = owner.insert(name, &model.name) {
-                node.fault(format!("the name {name:?}, which model {other:?} has too"), "names that lead to one model");
-            }
-        }
-        if let Some(other) = default.filter(|_| model.default) {
-            node.fault(format!("default: true, which model {other:?} has too"), "one default model");
-        }
-        default = default.or(model.default.then_some(&*model.name));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,7 +314,7 @@ models:
     block_hash: {algorithm: sha256, pythonhashseed: null}
     engine: {scheme: http, ca: null, api_key_file: null}
     events: {discover: true, scrape: 10s, report: true}
-    tokenizer: {kind: remote, budget: 100ms}
+    tokenizer: {kind: remote, budget: 100ms, budget_max: 300ms}
     discovery:
       static:
         - {address: 127.0.0.1:8000, events: tcp://127.0.0.1:5557, replay: tcp://127.0.0.1:5658, ranks: 2}

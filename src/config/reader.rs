@@ -1,8 +1,8 @@
 //! Walks a parsed YAML document and collects every fault instead of stopping at the first.
 //!
 //! Each node knows its path (`models[0].tokenizer.budget`). A scalar may come from the environment instead, under the
-//! path in capitals with `_` for every other character (`WARMROUTE_MODELS_0_TOKENIZER_BUDGET`). What nobody asked for,
-//! in the document or in the environment, is a fault as well.
+//! path in capitals with `_` for every other character (`WARMROUTE_MODELS_0_TOKENIZER_BUDGET`), or under a name of AIBrix
+//! (`aliases`). What nobody asked for, in the document or in the environment, is a fault as well.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +10,8 @@ use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use serde_json::Value;
+
+use super::aliases::{Alias, Aliases};
 
 /// Prefix of the environment variables that override settings.
 const ENV_PREFIX: &str = "WARMROUTE_";
@@ -35,6 +37,7 @@ impl Display for Fault {
 /// Where values come from and faults go to.
 pub(super) struct Source {
     env: BTreeMap<String, String>,
+    aliases: Aliases,
     used: RefCell<BTreeSet<String>>,
     faults: RefCell<Vec<Fault>>,
 }
@@ -43,15 +46,18 @@ impl Source {
     /// Keeps the variables that are ours to read.
     pub(super) fn new(env: impl IntoIterator<Item = (String, String)>) -> Self {
         let ours = |name: &str, value: &str| name.starts_with(ENV_PREFIX) && !is_service_link(name, value);
+        let env: BTreeMap<String, String> = env.into_iter().collect();
+        let (aliases, faults) = Aliases::read(&env);
         Self {
             env: env.into_iter().filter(|(name, value)| ours(name, value)).collect(),
+            aliases,
             used: RefCell::default(),
-            faults: RefCell::default(),
+            faults: RefCell::new(faults),
         }
     }
 
-    /// All faults, those of unread variables included.
-    pub(super) fn into_faults(self) -> Vec<Fault> {
+    /// All faults, those of unread variables included, and the aliases that were taken.
+    pub(super) fn into_faults(self) -> (Vec<Fault>, Vec<Alias>) {
         let mut faults = self.faults.into_inner();
         let used = self.used.into_inner();
         let unread = self.env.into_iter().filter(|(name, _)| !used.contains(name));
@@ -60,13 +66,15 @@ impl Source {
             found: format!("{value:?}"),
             expected: "the name of a setting that the configuration has".to_owned(),
         }));
-        faults
+        (faults, self.aliases.taken())
     }
 
     fn variable(&self, path: &str) -> Option<&String> {
         let capital = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
         let name: String = path.replace(']', "").chars().map(capital).collect();
-        let (name, value) = self.env.get_key_value(&format!("{ENV_PREFIX}{name}"))?;
+        let Some((name, value)) = self.env.get_key_value(&format!("{ENV_PREFIX}{name}")) else {
+            return self.aliases.value(path);
+        };
         self.used.borrow_mut().insert(name.clone());
         Some(value)
     }

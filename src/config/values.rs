@@ -30,22 +30,6 @@ impl Serialize for Human {
     }
 }
 
-/// Where token ids come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TokenizerKind {
-    /// `/tokenize` of the model's own endpoints.
-    Remote,
-}
-
-impl FromStr for TokenizerKind {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        if text == "remote" { Ok(Self::Remote) } else { Err(()) }
-    }
-}
-
 /// A ZMQ endpoint: `tcp://host:port` or `ipc://path`; the host `*` is a port of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]

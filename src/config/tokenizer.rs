@@ -1,0 +1,272 @@
+//! `models[].tokenizer`: where token ids come from.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::aliases::NOT_REMOTE;
+use super::reader::Node;
+use super::{Human, ModelEvents};
+
+/// Longest budget as a multiple of the ordinary one, unless the configuration says otherwise: a prompt of 400 KB.
+const BUDGET_MAX_FACTOR: u32 = 5;
+/// Time between the end of the longest budget and Envoy's timeout, in which the pick is made and answered.
+const MARGIN: Duration = Duration::from_millis(10);
+/// Default of [`Tokenizer::cache_bytes`].
+const CACHE_BYTES: usize = 64 << 20;
+
+/// `models[].tokenizer`
+#[derive(Clone, Debug, Serialize)]
+pub struct Tokenizer {
+    /// `remote`, `local`, `auto` or `text`; default `remote`.
+    pub kind: TokenizerKind,
+    /// Directory with `tokenizer.json`, `tokenizer_config.json` and the chat template, as in the model's repository, or a
+    /// `tokenizer.json` alone; needed by `local` and `auto`. With `remote` and without KV events it stands in when the
+    /// engines do not answer.
+    pub path: Option<PathBuf>,
+    /// The engines' API: `tokenize` (default), or `render`, which needs vLLM's `--enable-scale-out` and the engines' API key,
+    /// and also reads `/v1/responses`, `/v1/messages` and, if allowed, media.
+    pub api: TokenizerApi,
+    /// Longest that a request may wait for its tokens before it is picked by load, default 100ms; 1µs is added for each byte
+    /// of the prompt.
+    pub budget: Human,
+    /// Bound of what is added, default five times the budget. Must end before Envoy's `message_timeout`.
+    pub budget_max: Human,
+    /// Memory for the tokens of prompts that were seen before, in bytes, default 64 MiB; 0 remembers none.
+    pub cache_bytes: usize,
+    /// Whether a client's own `chat_template` is sent to the engines (which need `--trust-request-chat-template`), default
+    /// false: such requests are picked by load.
+    pub allow_chat_template: bool,
+    /// Whether requests with images, audio or video are sent to the engines' `render`, which fetches what their URLs name,
+    /// default false: such requests are picked by load.
+    pub allow_media: bool,
+    /// Whether the engines run with `--exclude-tools-when-tool-choice-none`, default false.
+    pub exclude_tools_when_none: bool,
+}
+
+/// `models[].tokenizer.kind`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerKind {
+    /// The engines say which tokens a prompt has.
+    Remote,
+    /// The model's tokenizer runs in this process. Not with KV events: nobody has compared it with the engines.
+    Local,
+    /// Local as soon as it has agreed with the engines often enough; they go on checking it on a sample.
+    Auto,
+    /// The bytes of the prompt stand for its tokens. Not with KV events.
+    Text,
+}
+
+/// `models[].tokenizer.api`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerApi {
+    /// `/tokenize`
+    Tokenize,
+    /// `/v1/…/render`
+    Render,
+}
+
+impl FromStr for TokenizerKind {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "remote" => Ok(Self::Remote),
+            "local" => Ok(Self::Local),
+            "auto" => Ok(Self::Auto),
+            "text" => Ok(Self::Text),
+            _ => Err(()),
+        }
+    }
+}
+
+impl FromStr for TokenizerApi {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "tokenize" => Ok(Self::Tokenize),
+            "render" => Ok(Self::Render),
+            _ => Err(()),
+        }
+    }
+}
+
+/// Kinds that tell the engines' own ids.
+impl TokenizerKind {
+    fn is_exact(self) -> bool {
+        matches!(self, Self::Remote | Self::Auto)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Remote => "remote",
+            Self::Local => "local",
+            Self::Auto => "auto",
+            Self::Text => "text",
+        }
+    }
+}
+
+pub(super) fn read_tokenizer(node: &Node<'_>, message_timeout: Duration, events: &ModelEvents) -> Tokenizer {
+    const CACHE: &str = "a number of bytes from 0 to 1099511627776";
+    const FLAG: &str = "true or false";
+    let [kind, path, api, budget, budget_max, cache, template, media, exclude] = node.fields([
+        "kind",
+        "path",
+        "api",
+        "budget",
+        "budget_max",
+        "cache_bytes",
+        "allow_chat_template",
+        "allow_media",
+        "exclude_tools_when_none",
+    ]);
+    let files = read_path(&path);
+    let chosen = read_kind(&kind, files.is_some(), events);
+    if matches!(chosen, TokenizerKind::Local | TokenizerKind::Auto) && files.is_none() {
+        path.fault("nothing", format!("the directory of the model's tokenizer, which kind: {} needs", chosen.as_str()));
+    }
+    let chosen_api = api.or(TokenizerApi::Tokenize, "tokenize or render");
+    let allow_media = media.or(false, FLAG);
+    if allow_media && chosen_api == TokenizerApi::Tokenize {
+        media.fault("true", "false, or api: render: /tokenize does not say which image is where");
+    }
+    let cache_bytes = cache.or(CACHE_BYTES, CACHE);
+    if cache_bytes > 1 << 40 {
+        cache.fault(cache_bytes, CACHE);
+    }
+    let (budget, budget_max) = read_budgets(&budget, &budget_max, message_timeout);
+    Tokenizer {
+        kind: chosen,
+        path: files,
+        api: chosen_api,
+        budget,
+        budget_max,
+        cache_bytes,
+        allow_chat_template: template.or(false, FLAG),
+        allow_media,
+        exclude_tools_when_none: exclude.or(false, FLAG),
+    }
+}
+
+fn read_kind(node: &Node<'_>, has_files: bool, events: &ModelEvents) -> TokenizerKind {
+    const EXPECTED: &str = "remote, local, auto or text";
+    let kind = match node.optional::<Given>(EXPECTED) {
+        None => TokenizerKind::Remote,
+        Some(Given::Kind(kind)) => kind,
+        Some(Given::NotRemote) if has_files => TokenizerKind::Local,
+        Some(Given::NotRemote) => TokenizerKind::Text,
+    };
+    if events.sync && !kind.is_exact() {
+        node.fault(
+            kind.as_str(),
+            "remote or auto: KV events are matched by the engines' own tokens (or events.sync: false, for an index that is \
+             learned from our own picks)",
+        );
+    }
+    kind
+}
+
+/// A kind, or what AIBrix's variables say of it.
+enum Given {
+    Kind(TokenizerKind),
+    NotRemote,
+}
+
+impl FromStr for Given {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text == NOT_REMOTE { Ok(Self::NotRemote) } else { text.parse().map(Self::Kind) }
+    }
+}
+
+/// The path, if something is there that may be a tokenizer; whether it is one shows when it is loaded.
+fn read_path(node: &Node<'_>) -> Option<PathBuf> {
+    const EXPECTED: &str = "a directory with tokenizer.json, or such a file";
+    let path = PathBuf::from(node.string(EXPECTED)?);
+    if !is_tokenizer(&path) {
+        node.fault(path.display(), EXPECTED);
+    }
+    Some(path)
+}
+
+fn is_tokenizer(path: &Path) -> bool {
+    path.is_file() || path.join("tokenizer.json").is_file()
+}
+
+fn read_budgets(budget: &Node<'_>, budget_max: &Node<'_>, message_timeout: Duration) -> (Human, Human) {
+    const BUDGET: &str = "a duration from 1ms to 1m, such as 100ms";
+    let base = budget.or(Human(Duration::from_millis(100)), BUDGET);
+    if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&base.0) {
+        budget.fault(base, BUDGET);
+    }
+    let last = message_timeout.saturating_sub(MARGIN);
+    let too_late = || format!("less than envoy.message_timeout, {}", Human(message_timeout));
+    if base.0 > last {
+        budget.fault(base, too_late());
+    }
+    let longest = budget_max.or(Human((base.0 * BUDGET_MAX_FACTOR).min(last.max(base.0))), BUDGET);
+    if longest.0 < base.0 {
+        budget_max.fault(longest, format!("at least the budget, {base}"));
+    }
+    if longest.0 > last && base.0 <= last {
+        budget_max.fault(longest, too_late());
+    }
+    (base, longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn parse(settings: &str, more: &str) -> Result<Tokenizer, String> {
+        let model =
+            format!("name: m, tokenizer: {{{settings}}}, discovery: {{static: [{{address: 1.1.1.1:1}}]}}{more}");
+        let config = Config::parse(&format!("models: [{{{model}}}]\nenvoy: {{message_timeout: 1s}}"), []);
+        config.map(|config| config.models[0].tokenizer.clone()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn longest_budget_follows_the_budget_and_ends_before_envoy_does() {
+        let budgets = |settings| {
+            let tokenizer = parse(settings, "").expect("valid");
+            (tokenizer.budget.0.as_millis(), tokenizer.budget_max.0.as_millis())
+        };
+        assert_eq!(budgets(""), (100, 500));
+        assert_eq!(budgets("budget: 400ms"), (400, 990));
+        assert_eq!(budgets("budget: 400ms, budget_max: 400ms"), (400, 400));
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        for (settings, expected) in [
+            ("budget: 2s", "tokenizer.budget: found 2s, expected less than envoy.message_timeout, 1s"),
+            ("budget_max: 2s", "tokenizer.budget_max: found 2s, expected less than envoy.message_timeout, 1s"),
+            ("budget_max: 50ms", "tokenizer.budget_max: found 50ms, expected at least the budget, 100ms"),
+            ("kind: tiktoken", "tokenizer.kind: found \"tiktoken\", expected remote, local, auto or text"),
+            ("kind: auto", "tokenizer.path: found nothing, expected the directory of the model's tokenizer"),
+            ("path: /no/tokenizer", "tokenizer.path: found /no/tokenizer, expected a directory with tokenizer.json"),
+            ("kind: text", "tokenizer.kind: found text, expected remote or auto"),
+            ("allow_media: true", "tokenizer.allow_media: found true, expected false, or api: render"),
+            ("api: grpc", "tokenizer.api: found \"grpc\", expected tokenize or render"),
+            ("cache_bytes: -1", "tokenizer.cache_bytes: found \"-1\""),
+        ] {
+            let found = parse(settings, "").expect_err(settings);
+            assert!(found.starts_with("1 fault(s)") && found.contains(expected), "{expected}\nis not\n{found}");
+        }
+    }
+
+    #[test]
+    fn without_kv_events_any_kind_will_do() {
+        let without = ", events: {sync: false}";
+        assert_eq!(parse("kind: text", without).expect("valid").kind, TokenizerKind::Text);
+        assert!(parse("kind: local", without).expect_err("no path").contains("which kind: local needs"));
+    }
+}
