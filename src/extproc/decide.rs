@@ -245,7 +245,7 @@ impl Router {
         };
         if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
             // The engine does as the client says, so what its other ranks hold is of no use.
-            lookup.matches.retain(|found| found.rank == rank);
+            lookup.matches.retain(|found| found.rank == Some(rank));
         }
         let verdict = self.route(target, &endpoints, head, &lookup);
         let extended = self.extend(&verdict, &lookup, body);
@@ -327,7 +327,7 @@ impl Router {
             self.timed(Stage::Lookup, || index.overlaps(&hashes, required, &mut overlaps));
             matches.extend(overlaps.matches().map(|found| TokenMatch {
                 endpoint: found.endpoint,
-                rank: found.rank,
+                rank: Some(found.rank),
                 tokens: found.n_blocks * block_size.get(),
                 offloaded_tokens: found.n_offloaded * block_size.get(),
             }));

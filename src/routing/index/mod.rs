@@ -21,6 +21,7 @@ mod blocks;
 mod bytes;
 mod holder;
 mod overlaps;
+mod promises;
 mod slots;
 mod writer;
 
@@ -35,6 +36,7 @@ use bytes::Account;
 pub use bytes::{BLOCK_BYTES, COPY_BYTES};
 pub use holder::{Holder, Tier};
 pub use overlaps::{Match, Overlaps};
+pub use promises::{PromiseLimits, Promised, Promises};
 use slots::{Acquired, SlotId, SlotTable};
 pub use writer::{ContentDigest, SlotWriter, StoreOutcome};
 
@@ -242,13 +244,16 @@ impl PrefixIndex {
 pub struct KeyspaceIndex {
     blocks: Blocks,
     slots: SlotTable,
+    /// What requests on their way will make endpoints hold; written at each pick and by the sources that store it.
+    promises: Promises,
     limits: IndexLimits,
     account: Account,
 }
 
 impl KeyspaceIndex {
     fn new(limits: IndexLimits, account: Account) -> Self {
-        Self { blocks: Blocks::new(), slots: SlotTable::new(limits.slots), limits, account }
+        let promises = Promises::new(PromiseLimits::SPECULATIVE);
+        Self { blocks: Blocks::new(), slots: SlotTable::new(limits.slots), promises, limits, account }
     }
 
     /// A fresh slot for a new generation of a source; none while all slots are taken, or when the keyspace was dropped
@@ -265,6 +270,11 @@ impl KeyspaceIndex {
     /// `hashes` is one chain. Slots whose hashes of the kinds `required` are not all proved get no credit.
     pub fn overlaps(&self, hashes: &[BlockHash], required: KeyKinds, out: &mut Overlaps) {
         out.fill(self, hashes, required);
+    }
+
+    /// What requests on their way will make endpoints hold; whatever a source stores is no promise any more.
+    pub fn promises(&self) -> &Promises {
+        &self.promises
     }
 
     /// Number of distinct blocks.
