@@ -127,8 +127,8 @@ impl Shard {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// Locks, not the lock-free map of the index: here every pick writes as many blocks as it reads, most of them for seconds only, and entries must
-    /// be counted exactly. A lock is held for one access, or for the sweep of one shard.
+    /// Locks, not the lock-free map of the index: here every pick writes as many blocks as it reads, most of them for
+    /// seconds only, and entries must be counted exactly. A lock is held for one access, or for the sweep of one shard.
     shards: Box<[Shard]>,
     /// Not that of the shards: there, equal high bits would make all keys of a shard collide.
     choice: SeededFold,

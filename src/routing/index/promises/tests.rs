@@ -563,8 +563,8 @@ mod model {
     }
 }
 
-/// Requests, sources and readers at once: no reader sees an endpoint with blocks that were neither stored there nor promised, the bound holds, and
-/// nothing is left.
+/// Requests, sources and readers at once: no reader sees an endpoint with blocks that were neither stored there nor
+/// promised, the bound holds, and nothing is left.
 #[test]
 fn concurrent_picks_events_and_lookups_leave_nothing_behind() {
     const N_BLOCKS: u64 = 64;
