@@ -14,8 +14,8 @@
 //!
 //! Guarantees: a promise that is over never counts, for each read asks it. A block has one promise per endpoint: a
 //! later pick renews it once half of its life is over, and otherwise relies on it. What is in doubt is counted too low.
-//! Only a block that is stored and removed again between lookup and promise counts too long: at most until the promise
-//! ends by time.
+//! Only where the event of a block comes between the lookup and the promise nobody confirms the promise any more: should
+//! the engine remove the block, it counts until the promise ends by time.
 //!
 //! Cost: nothing is looked up while the table is empty, which storing events see by one atomic load. A lookup makes one
 //! access per distinct length of a real run and per block that is promised behind it. Memory is bounded by
