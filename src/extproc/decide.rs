@@ -397,6 +397,7 @@ fn scope(target: &Target, cache_salt: Option<String>) -> Scope {
         adapter: target.adapter_idx.map(|adapter_idx| target.pool.adapters[adapter_idx].clone()),
         // vLLM takes an empty salt for none.
         cache_salt: cache_salt.filter(|salt| !salt.is_empty()).map(Arc::from),
+        mm: Vec::new(),
     }
 }
 
