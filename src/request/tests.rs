@@ -2,6 +2,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod content;
+mod render;
+
 fn read(api: Api, body: &[u8]) -> Result<LlmRequest, UnreadableBody> {
     Ok(open(api, body)?.read(&ReadOptions::default()))
 }
@@ -27,6 +30,10 @@ fn paths_name_their_api_whatever_the_query_or_prefix() {
         ("/v1/chat/completions", Api::ChatCompletions),
         ("/v1/completions?x=/v1/chat/completions", Api::Completions),
         ("/openai/v1/completions", Api::Completions),
+        ("/v1/responses?a=b", Api::Responses),
+        ("/anthropic/v1/messages", Api::Messages),
+        ("/v1/messages/count_tokens", Api::Other),
+        ("/v1/responses/resp_1", Api::Other),
         ("/v1/embeddings", Api::Other),
         ("/v1/chat/completions/", Api::Other),
         ("", Api::Other),
@@ -63,6 +70,15 @@ fn reasoning_effort_and_documents_become_template_arguments() {
     });
     let expected = json!({"enable_thinking": false, "x": 1, "reasoning_effort": "high", "documents": [1]});
     assert_eq!(tokenize_body(chat(&body))["chat_template_kwargs"], expected);
+    // What the request says wins, as in a chat request.
+    let body = json!({
+        "messages": message, "reasoning_effort": "high", "documents": [1],
+        "chat_template_kwargs": {"reasoning_effort": "low", "documents": []}
+    });
+    let expected = json!({"enable_thinking": true, "reasoning_effort": "high", "documents": [1]});
+    assert_eq!(tokenize_body(chat(&body))["chat_template_kwargs"], expected);
+    let body = json!({"messages": message, "chat_template_kwargs": {"reasoning_effort": "low"}});
+    assert_eq!(tokenize_body(chat(&body))["chat_template_kwargs"], json!({"reasoning_effort": "low"}));
 }
 
 #[test]
@@ -175,4 +191,22 @@ fn other_paths_only_tell_their_model() {
     let request = read(Api::Other, br#"{"model":"m","input":[1]}"#).expect("readable");
     assert_eq!((request.model.as_deref(), request.prompt), (Some("m"), Prompt::Opaque(Opaque::OtherPath)));
     assert_eq!(read(Api::Other, b"").expect("a bodyless request").model, None);
+}
+
+#[test]
+fn tools_that_the_engine_leaves_out_are_left_out() {
+    let excludes = ReadOptions { exclude_tools_when_none: true, ..ReadOptions::default() };
+    let sent = |options: &ReadOptions, choice: Value| {
+        let body = json!({"messages": [], "tools": [{"type": "function"}], "tool_choice": choice}).to_string();
+        tokenize_body(open(Api::ChatCompletions, body.as_bytes()).expect("readable").read(options))
+    };
+    assert_eq!(sent(&excludes, json!("none")), json!({"messages": []}));
+    for (options, choice) in [
+        (&ReadOptions::default(), json!("none")),
+        (&excludes, json!("auto")),
+        (&excludes, Value::Null),
+        (&excludes, json!({"type": "function", "function": {"name": "none"}})),
+    ] {
+        assert_eq!(sent(options, choice), json!({"messages": [], "tools": [{"type": "function"}]}));
+    }
 }
