@@ -71,9 +71,10 @@ impl Content {
     pub(super) fn of_input(input: &RawValue) -> serde_json::Result<Self> {
         body(Some(input), |item| {
             let item: Part<'_> = serde_json::from_str(item.get())?;
-            let nested = [item.content, item.output, item.summary];
-            let nested = nested.into_iter().map(|nested| body(nested, item_part));
-            nested.fold(Ok(item.of_kind(&TEXT_ITEMS, Self::Text)), |found, nested| Ok(found?.max(nested?)))
+            let mut nested = [item.content, item.output, item.summary].into_iter();
+            nested.try_fold(item.of_kind(&TEXT_ITEMS, Self::Text), |found, nested| {
+                Ok(found.max(body(nested, item_part)?))
+            })
         })
     }
 

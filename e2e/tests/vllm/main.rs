@@ -6,6 +6,7 @@
 
 mod credit;
 mod engine;
+mod render;
 mod routed;
 mod setup;
 

@@ -10,9 +10,10 @@ use crate::routing::hash::own::{BlockContent, OwnHasher};
 use crate::routing::hash::{BlockHash, BlockSize};
 use crate::routing::index::{ContentDigest, KeyKinds, Keyspace, KeyspaceKind, Tier};
 
+use super::chain::{Chain, continued_kinds};
 use super::own::{OwnBlocks, contents};
 use super::parked::Parked;
-use super::proof::{Chain, Proof, continued_kinds};
+use super::proof::Proof;
 use super::slots::TierSlots;
 use super::{Shared, report};
 

@@ -19,6 +19,7 @@
 //!
 //! Token ids and salts are never logged.
 
+mod chain;
 mod generation;
 pub mod image;
 mod own;
