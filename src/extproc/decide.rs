@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::message::RequestHead;
 use super::report::{Found, Reports, body_to_send};
-use crate::request::{self, Api, LlmRequest, Prompt};
+use crate::request::{self, Api, LlmRequest, Prompt, Question};
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockHasher, Scope};
@@ -22,7 +22,7 @@ use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
 use crate::routing::score::{TokenMatch, candidates};
 use crate::telemetry::metrics::{Metrics, Stage};
-use crate::tokenizer::remote::RemoteTokenizer;
+use crate::tokenizer::remote::{RemoteTokenizer, Targets};
 
 /// One model and the endpoints that serve it.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct Pool {
     /// Hashes as the engines do; none when their root cannot be known: then only our own hashes are looked up.
     pub hasher: Option<BlockHasher>,
     /// Asks the engines for tokens.
-    pub tokenizer: RemoteTokenizer,
+    pub tokenizer: Arc<RemoteTokenizer>,
     /// The newest endpoint set: written by discovery, read by every request.
     pub endpoints: watch::Receiver<Arc<EndpointSet>>,
     /// Chooses the requests that have their engine announce what it reuses; none where the model is not set to.
@@ -279,7 +279,7 @@ impl Router {
             return Err(Fallback::NoIndex);
         }
         let mut tokens = match request.prompt {
-            Prompt::Text(question) => self.tokenize(target, endpoints, question.body).await?,
+            Prompt::Text(question) => self.tokenize(target, endpoints, question).await?,
             Prompt::Tokens(tokens) => tokens,
             Prompt::Opaque(_) => unreachable!("opaque prompts have returned above"),
         };
@@ -291,18 +291,32 @@ impl Router {
         Ok(Lookup { prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX), matches, longest })
     }
 
-    /// Asks the least loaded endpoint that is not avoided.
-    async fn tokenize(&self, target: &Target, endpoints: &EndpointSet, body: Vec<u8>) -> Result<Vec<u32>, Fallback> {
+    /// Asks the least loaded endpoints that are not avoided, within the budget.
+    async fn tokenize(
+        &self,
+        target: &Target,
+        endpoints: &EndpointSet,
+        question: Question,
+    ) -> Result<Vec<u32>, Fallback> {
         let started = Instant::now();
-        let candidates = candidates(endpoints, &[], |_| true, self.now());
-        let asked = pick(&candidates, &mut fastrand::Rng::new()).map(|pick| pick.endpoint.address);
-        let tokens = match asked {
-            Some(address) => target.pool.tokenizer.tokenize(address, body).await,
-            None => Err(crate::tokenizer::Error::NoEndpoint),
+        let tokenizer = &target.pool.tokenizer;
+        let candidates = candidates(endpoints, &[], |address| tokenizer.may_ask(*address), self.now());
+        let (first, hedge) = match pick(&candidates, &mut fastrand::Rng::new()) {
+            Some(pick) => (Some(pick.endpoint.address), pick.alternate.map(|alternate| alternate.address)),
+            None => (None, None),
+        };
+        let budget = tokenizer.budget(&question);
+        let mut call = tokenizer.ask(Arc::new(question), Targets { first, hedge });
+        let tokens = match tokio::time::timeout(budget, &mut call).await {
+            Ok(tokens) => tokens.map(|tokens| tokens.ids),
+            Err(_) => {
+                call.overdue();
+                Err(crate::tokenizer::Error::Budget(budget))
+            }
         };
         self.metrics.observe_stage(Stage::Tokenize, started.elapsed());
         tokens.map_err(|error| {
-            debug!(model = %target.pool.model, endpoint = ?asked, %error, "no tokens, picking by load");
+            debug!(model = %target.pool.model, ?first, ?hedge, %error, "no tokens, picking by load");
             Fallback::Tokenizer(error.as_str())
         })
     }
@@ -427,6 +441,7 @@ mod tests {
     use crate::routing::endpoint::{Endpoint, EndpointId};
     use crate::routing::hash::{BlockSize, HashAlgorithm};
     use crate::routing::index::{Holder, IndexLimits, SlotWriter, Tier};
+    use crate::tokenizer::remote::RemoteConfig;
 
     const TOKENS: [u32; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
 
@@ -441,11 +456,13 @@ mod tests {
             let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
             let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
             let client = EngineClient::new(&Access::default()).expect("a client");
+            let budget = Duration::from_secs(1);
+            let remote = RemoteConfig { budget, budget_max: budget, endpoint: None };
             let pool = Arc::new(Pool {
                 model: "tiny".into(),
                 adapters: vec![("lora-a".into(), "".into())],
                 hasher,
-                tokenizer: RemoteTokenizer::new(client, Duration::from_secs(1)),
+                tokenizer: Arc::new(RemoteTokenizer::new(client, remote)),
                 reports: None,
                 endpoints: watch::channel(Arc::new(set)).1,
             });

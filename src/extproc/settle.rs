@@ -81,7 +81,7 @@ mod tests {
     use crate::routing::endpoint::{EndpointId, EndpointSet};
     use crate::routing::load::InFlight;
     use crate::routing::pick::{Decision, Outcome, Pick};
-    use crate::tokenizer::remote::RemoteTokenizer;
+    use crate::tokenizer::remote::{RemoteConfig, RemoteTokenizer};
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -93,11 +93,13 @@ mod tests {
         let endpoints = vec![endpoint(1), endpoint(2)];
         let set = EndpointSet { synced: true, endpoints: endpoints.clone() };
         let client = EngineClient::new(&Access::default()).expect("a client");
+        let budget = Duration::from_millis(1);
+        let remote = RemoteConfig { budget, budget_max: budget, endpoint: None };
         let pool = Pool {
             model: "m".into(),
             adapters: Vec::new(),
             hasher: None,
-            tokenizer: RemoteTokenizer::new(client, Duration::from_millis(1)),
+            tokenizer: Arc::new(RemoteTokenizer::new(client, remote)),
             endpoints: watch::channel(Arc::new(set)).1,
             reports: None,
         };

@@ -19,7 +19,7 @@ use crate::extproc::decide::{Pool, Pools};
 use crate::extproc::report::Reports;
 use crate::routing::endpoint::{Endpoint, EndpointSet};
 use crate::telemetry::metrics::Metrics;
-use crate::tokenizer::remote::RemoteTokenizer;
+use crate::tokenizer::remote::{RemoteConfig, RemoteTokenizer};
 
 /// The pools, and what feeds them.
 #[derive(Default)]
@@ -30,6 +30,8 @@ pub(super) struct BuiltPools {
     /// What asks the endpoints about themselves, to be started when all else stands.
     asking: Vec<Ask>,
     scraping: Vec<Scrape>,
+    /// What has to check the endpoints' answers.
+    tokenizing: Vec<(Arc<RemoteTokenizer>, watch::Receiver<Arc<EndpointSet>>)>,
 }
 
 impl BuiltPools {
@@ -63,11 +65,15 @@ impl BuiltPools {
         metrics.set_endpoints(&model.name, set.endpoints.len());
         let (sender, endpoints) = watch::channel(set);
         self.watch_events(model, &client, &endpoints, follower);
+        let budget = model.tokenizer.budget.0;
+        let remote = RemoteConfig { budget, budget_max: budget, endpoint: None };
+        let tokenizer = Arc::new(RemoteTokenizer::new(client, remote));
+        self.tokenizing.push((tokenizer.clone(), endpoints.clone()));
         let pool = Arc::new(Pool {
             model: model.name.clone(),
             adapters: adapters(model),
             hasher: model.block_hash.hasher(),
-            tokenizer: RemoteTokenizer::new(client, model.tokenizer.budget.0),
+            tokenizer,
             endpoints: endpoints.clone(),
             reports: model.events.report.then(|| Reports::new(body_bytes)),
         });
@@ -102,6 +108,10 @@ impl BuiltPools {
         }
         for scrape in self.scraping.drain(..) {
             tasks.spawn("discovery-scrape", scrape.run(shutdown.clone()));
+        }
+        for (tokenizer, endpoints) in self.tokenizing.drain(..) {
+            let addresses = move || endpoints.borrow().endpoints.iter().map(|endpoint| endpoint.address).collect();
+            tasks.spawn("tokenizer", tokenizer.run(addresses, shutdown.clone()));
         }
     }
 }

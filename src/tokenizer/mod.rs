@@ -1,6 +1,6 @@
 //! Token ids of a prompt, exactly as the engine will see them.
 //!
-//! [`remote`] asks an engine. Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load.
+//! [`remote`] asks the engines. Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load.
 
 pub mod remote;
 
@@ -25,6 +25,15 @@ pub enum Error {
     /// The endpoint did not answer, or not with 200, or with more than any list of tokens could be.
     #[error("/tokenize could not be asked")]
     Engine(#[from] engine::Error),
+    /// As many calls as may be are under way.
+    #[error("too many calls for tokens are under way")]
+    Busy,
+    /// Those that could be asked have failed, and no check of them has succeeded since.
+    #[error("whoever could be asked for tokens has failed lately")]
+    Open,
+    /// The endpoint makes other tokens of a fixed text than most of its pool.
+    #[error("the endpoint answers for another model or tokenizer")]
+    Differs,
     /// The answer is not what `/tokenize` answers.
     #[error("the answer to /tokenize is not a list of as many token ids as it counts")]
     Nonsense,
@@ -39,6 +48,9 @@ impl Error {
             Self::Engine(engine::Error::Unreachable(_)) => "tokenizer_unreachable",
             Self::Engine(engine::Error::Status(_)) => "tokenizer_status",
             Self::Engine(engine::Error::TooLarge(_)) => "tokenizer_too_large",
+            Self::Busy => "tokenizer_busy",
+            Self::Open => "tokenizer_open",
+            Self::Differs => "tokenizer_differs",
             Self::Nonsense => "tokenizer_nonsense",
         }
     }

@@ -31,7 +31,7 @@ use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
 use warmroute::routing::hash::{BlockHasher, BlockSize, HashAlgorithm, Scope};
 use warmroute::routing::index::{Holder, IndexLimits, KeyKinds, Keyspace, KeyspaceKind, PrefixIndex, SlotWriter, Tier};
 use warmroute::telemetry::metrics::Metrics;
-use warmroute::tokenizer::remote::RemoteTokenizer;
+use warmroute::tokenizer::remote::{RemoteConfig, RemoteTokenizer};
 
 /// Longest that any wait in a test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -100,6 +100,12 @@ pub(crate) fn characters(text: &str) -> Vec<u32> {
     text.chars().map(u32::from).collect()
 }
 
+/// Asks the engines of a pool, each request within `budget`.
+pub(crate) fn remote_tokenizer(access: &Access, budget: Duration) -> Arc<RemoteTokenizer> {
+    let config = RemoteConfig { budget, budget_max: budget, endpoint: None };
+    Arc::new(RemoteTokenizer::new(EngineClient::new(access).unwrap(), config))
+}
+
 /// A router with one pool, `tiny`, serving on a real port.
 pub(crate) struct FakeRouter {
     pub(crate) address: SocketAddr,
@@ -124,7 +130,7 @@ impl FakeRouter {
             model: "tiny".into(),
             adapters: vec![("lora-a".into(), "path".into())],
             hasher: Some(hasher.clone()),
-            tokenizer: RemoteTokenizer::new(EngineClient::new(&Access::default()).unwrap(), Duration::from_millis(300)),
+            tokenizer: remote_tokenizer(&Access::default(), Duration::from_millis(300)),
             endpoints: receiver,
             reports: Some(Reports::new(BODY_BYTES)),
         });

@@ -13,6 +13,7 @@ mod fakes;
 mod fuzz_corpus;
 mod hash;
 mod process;
+mod remote_tokenizer;
 mod report;
 mod router;
 mod snapshots;
