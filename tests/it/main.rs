@@ -20,4 +20,5 @@ mod snapshots;
 mod sources;
 mod tail;
 mod telemetry;
+mod tokenizer_stub;
 mod wire;

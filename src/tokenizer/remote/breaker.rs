@@ -30,6 +30,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Time from one good check to the next, and up to a tenth more, so that endpoints do not stay in step.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// The same for an endpoint whose tokens are not the pool's: someone is at work on it.
+const SUSPECT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A breaker, which begins closed.
 #[derive(Debug)]
@@ -132,6 +134,11 @@ impl Breaker {
             State::Open | State::HalfOpen => self.state = State::Open,
         }
         self.pause(now, random);
+    }
+
+    /// Has the next check come soon, whatever the last one said of failures.
+    pub(super) fn suspect(&mut self, now: Instant) {
+        self.due = self.due.min(now + SUSPECT_INTERVAL);
     }
 
     fn pass(&mut self) {
@@ -253,6 +260,17 @@ mod tests {
         drive(&mut breaker, now, "xx");
         breaker.call_failed(breaker.epoch(), now, 0.25);
         assert_eq!(breaker.due() - now, FIRST_PAUSE / 4, "full jitter");
+    }
+
+    #[test]
+    fn a_suspect_is_checked_soon_but_not_put_off() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(now);
+        drive(&mut breaker, now, "c");
+        for later in [0, 1, 2] {
+            breaker.suspect(now + Duration::from_secs(later));
+            assert_eq!(breaker.due(), now + SUSPECT_INTERVAL);
+        }
     }
 
     #[test]

@@ -59,14 +59,20 @@ impl RemoteTokenizer {
 
     /// Knows `listed` and nobody else.
     fn follow(&self, listed: &[SocketAddr]) {
-        let listed: HashSet<&SocketAddr> = listed.iter().collect();
-        let known = self.endpoints.pin();
-        if self.own.is_none() {
-            for address in &listed {
-                self.server(**address);
-            }
+        if self.own.is_some() {
+            return;
         }
-        known.retain(|address, _| self.own.is_none() && listed.contains(address));
+        let listed: HashSet<SocketAddr> = listed.iter().copied().collect();
+        for address in &listed {
+            self.server(*address);
+        }
+        self.endpoints.pin().retain(|address, server| {
+            let stays = listed.contains(address);
+            if !stays {
+                server.leave();
+            }
+            stays
+        });
     }
 
     /// Checks all that are due.

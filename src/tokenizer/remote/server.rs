@@ -36,6 +36,10 @@ struct Known {
     fingerprint: Option<Fingerprint>,
     /// Whether that is not what most of the pool made of it.
     differs: bool,
+    /// Whether it is counted as one that requests may not ask.
+    is_excluded: bool,
+    /// It is no longer in the pool. It lives on in the calls that have asked it, and until the map of endpoints frees it.
+    has_left: bool,
     last_failure: Failure,
     /// Whether its failures are in the log. They stay there until a request has been answered: an endpoint that is checked
     /// with success and fails again is not worth a line each time.
@@ -95,6 +99,8 @@ impl Server {
             breaker: Breaker::new(Instant::now()),
             fingerprint: None,
             differs: false,
+            is_excluded: false,
+            has_left: false,
             last_failure: Failure::Unreachable,
             is_reported: false,
         };
@@ -163,9 +169,14 @@ impl Server {
         self.lock().fingerprint
     }
 
-    /// Notes whether it answers for the same model and tokenizer as the others.
+    /// Notes whether it answers for another model or tokenizer than the others.
     pub(super) fn set_differs(&self, differs: bool) {
-        let did = self.change(|known, _| std::mem::replace(&mut known.differs, differs));
+        let did = self.change(|known, now| {
+            if differs {
+                known.breaker.suspect(now);
+            }
+            std::mem::replace(&mut known.differs, differs)
+        });
         let target = &self.target;
         if differs && !did {
             error!(%target, "endpoint makes other tokens of a fixed text than most of its pool: another model or tokenizer; it is asked for tokens no more");
@@ -177,6 +188,11 @@ impl Server {
     /// Whether it is known to answer for another model or tokenizer.
     pub(super) fn differs(&self) -> bool {
         self.lock().differs
+    }
+
+    /// Notes that it is no longer in the pool.
+    pub(super) fn leave(&self) {
+        self.change(|known, _| known.has_left = true);
     }
 
     pub(super) fn status(&self) -> EndpointStatus {
@@ -224,14 +240,6 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        if !self.may_be_asked() {
-            self.shared.n_excluded.fetch_sub(1, Relaxed);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_excluded_are_counted_and_for_as_long_as_they_exist() {
+    fn only_the_excluded_are_counted_and_until_they_leave() {
         let shared = Arc::new(Shared::default());
         let (server, whole) = (server(&shared, 8), Arc::new(Semaphore::new(8)));
         let n_excluded = || shared.n_excluded.load(Relaxed);
@@ -280,7 +288,9 @@ mod tests {
         assert_eq!((n_excluded(), server.status().state), (0, BreakerState::Closed));
         server.claim(&whole).expect("closed, on trial").failed(Failure::Overdue);
         assert_eq!(n_excluded(), 1);
-        drop(server);
+        server.leave();
+        assert_eq!(n_excluded(), 0, "who has left is not kept from anyone");
+        server.set_differs(true);
         assert_eq!(n_excluded(), 0);
     }
 
