@@ -114,7 +114,7 @@ impl RemoteTokenizer {
                 );
             }
             (true, false) => {
-                info!("an answer has a majority again among the endpoints that make tokens of a fixed text")
+                info!("an answer has a majority again among the endpoints that make tokens of a fixed text");
             }
             (false, false) | (true, true) => {}
         }
