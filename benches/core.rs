@@ -27,7 +27,7 @@ fn hash(criterion: &mut Criterion) {
     let tokens = token_ids(N_PROMPT_BLOCKS);
     let block_size = BlockSize::new(BLOCK_SIZE).expect("16 is a block size");
     let plain = Scope::default();
-    let adapter = Scope { adapter: Some((Arc::from("lora-a"), Arc::from("/adapters/lora-a"))), cache_salt: None };
+    let adapter = Scope { adapter: Some((Arc::from("lora-a"), Arc::from("/adapters/lora-a"))), ..Scope::default() };
     let mut group = criterion.benchmark_group("hash, per block of 16");
     group.throughput(Throughput::Elements(u64::from(N_PROMPT_BLOCKS)));
     for (kind, scope) in [("plain", plain), ("adapter", adapter)] {

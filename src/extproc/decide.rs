@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::message::RequestHead;
 use super::report::{Found, Reports, body_to_send};
-use crate::request::{self, Api, LlmRequest, Prompt, Question};
+use crate::request::{self, Api, LlmRequest, Opened, Prompt, Question, ReadOptions};
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockHasher, Scope};
@@ -229,8 +229,8 @@ impl Router {
 
     /// The verdict, and the request's body if it is to ask for a full report.
     async fn verdict(&self, head: &RequestHead, body: &[u8]) -> (Verdict, Option<Vec<u8>>) {
-        let request = self.timed(Stage::Parse, || request::read(Api::of_path(&head.path), body));
-        let model = request.as_ref().ok().and_then(|request| request.model.as_deref());
+        let request = self.timed(Stage::Parse, || request::open(Api::of_path(&head.path), body));
+        let model = request.as_ref().ok().and_then(Opened::model);
         let target = match self.pools.find(model) {
             Ok(target) => target,
             Err(leave) => return (Verdict::Leave(leave), None),
@@ -240,7 +240,7 @@ impl Router {
             return (Verdict::Leave(Leave::NotSynced), None);
         }
         let mut lookup = match request {
-            Ok(request) => self.look_up(target, &endpoints, request).await,
+            Ok(opened) => self.look_up(target, &endpoints, opened.read(&ReadOptions::default())).await,
             Err(_) => Err(Fallback::UnreadableBody),
         };
         if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
@@ -411,6 +411,7 @@ fn scope(target: &Target, cache_salt: Option<String>) -> Scope {
         adapter: target.adapter_idx.map(|adapter_idx| target.pool.adapters[adapter_idx].clone()),
         // vLLM takes an empty salt for none.
         cache_salt: cache_salt.filter(|salt| !salt.is_empty()).map(Arc::from),
+        mm: Vec::new(),
     }
 }
 

@@ -1,16 +1,23 @@
 //! Token ids of a prompt, exactly as the engine will see them.
 //!
-//! [`remote`] asks the engines. Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load.
+//! [`remote`] asks the engines, [`render`] reads what they answer. Whatever goes wrong, the caller gets an [`Error`] within
+//! the budget and picks by load.
 
 pub mod remote;
+pub mod render;
 
 use crate::engine;
+use crate::routing::hash::MmItem;
 
 /// The tokens of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// Token ids, as the engine sees them.
     pub ids: Vec<u32>,
+    /// The request's `cache_salt`, where the answer tells it: render APIs do.
+    pub cache_salt: Option<String>,
+    /// Where images, audio and video lie in the prompt, in its order and apart from each other.
+    pub mm: Vec<MmItem>,
 }
 
 /// Why a prompt's tokens are not known. None of them is the client's fault or concern.

@@ -363,5 +363,5 @@ fn expectation(record: &Value) -> Option<(Vec<u32>, Scope, u32)> {
     }
     let n_cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
     let cache_salt = body["cache_salt"].as_str().map(Into::into);
-    Some((tokens, Scope { adapter, cache_salt }, u32::try_from(n_cached).unwrap()))
+    Some((tokens, Scope { adapter, cache_salt, mm: Vec::new() }, u32::try_from(n_cached).unwrap()))
 }

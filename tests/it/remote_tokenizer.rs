@@ -27,7 +27,11 @@ fn targets(first: SocketAddr, hedge: Option<SocketAddr>) -> Targets {
 }
 
 fn ask(tokenizer: &Arc<RemoteTokenizer>, targets: Targets) -> Call {
-    let question = Question { api: TokensApi::Tokenize, body: br#"{"prompt":"ask"}"#.to_vec() };
+    ask_api(tokenizer, TokensApi::Tokenize, targets)
+}
+
+fn ask_api(tokenizer: &Arc<RemoteTokenizer>, api: TokensApi, targets: Targets) -> Call {
+    let question = Question { api, body: br#"{"prompt":"ask"}"#.to_vec() };
     tokenizer.ask(Arc::new(question), targets)
 }
 
@@ -265,6 +269,39 @@ async fn an_endpoint_without_the_api_is_found_out_before_requests_do() {
     eventually("open", || !tokenizer.may_ask(bare.address)).await;
     assert!(tokenizer.may_ask(good.address));
     assert_eq!((bare.n_asked(), tokenizer.status().n_failed_checks >= 3), (0, true));
+}
+
+#[tokio::test]
+async fn the_api_that_requests_ask_is_the_one_that_is_checked() {
+    const RENDERED: Reply = Reply::Text(r#"[{"token_ids":[7]}]"#);
+    let stub = Stub::start_with(Reply::Status(403), Reply::Status(403)).await;
+    let tokenizer = tokenizer(AMPLE);
+    for _ in 0..3 {
+        end(ask_api(&tokenizer, TokensApi::RenderChat, targets(stub.address, None))).await.unwrap_err();
+    }
+    let _checks = Checks::start(&tokenizer, &[&stub]);
+    eventually("a check", || stub.n_checks() > 1).await;
+    assert!(!tokenizer.may_ask(stub.address), "render APIs that are turned off stay unasked");
+    stub.set_checks(RENDERED);
+    eventually("closed", || tokenizer.may_ask(stub.address)).await;
+    assert!(stub.checked().iter().all(|path| path == "/v1/completions/render"), "{:?}", stub.checked());
+}
+
+#[tokio::test]
+async fn who_was_asked_in_the_last_moment_is_not_blamed() {
+    let [first, second] = [Stub::start(Reply::Silence).await, Stub::start(Reply::Silence).await];
+    let tokenizer = tokenizer(AMPLE);
+    let mut call = ask(&tokenizer, targets(first.address, Some(second.address)));
+    let waited = eventually("the first question", || first.n_asked() == 1);
+    tokio::select! {
+        ended = &mut call => panic!("expected no answer, found {ended:?}"),
+        () = waited => {}
+    }
+    // A wait of which what follows is a small part.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    first.set_requests(Reply::HangUp);
+    wait_in_vain(call, &second).await;
+    assert_eq!((n_failures(&tokenizer, Failure::Unreachable), n_failures(&tokenizer, Failure::Overdue)), (1, 0));
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ struct Script {
 struct Seen {
     /// Paths of the requests' questions.
     asked: Mutex<Vec<String>>,
-    n_checks: AtomicUsize,
+    /// Paths of the checks.
+    checked: Mutex<Vec<String>>,
     /// Connections that were closed on an unanswered question.
     n_given_up: AtomicUsize,
 }
@@ -84,8 +85,13 @@ impl Stub {
         self.seen.asked.lock().unwrap().len()
     }
 
+    /// Paths of the checks so far.
+    pub(crate) fn checked(&self) -> Vec<String> {
+        self.seen.checked.lock().unwrap().clone()
+    }
+
     pub(crate) fn n_checks(&self) -> usize {
-        self.seen.n_checks.load(Relaxed)
+        self.seen.checked.lock().unwrap().len()
     }
 
     /// Connections that were closed on an unanswered question.
@@ -98,7 +104,7 @@ async fn serve(mut stream: TcpStream, mut script: watch::Receiver<Script>, seen:
     while let Some((path, body)) = read_question(&mut stream).await {
         let is_check = body.contains("Quick brown fox");
         if is_check {
-            seen.n_checks.fetch_add(1, Relaxed);
+            seen.checked.lock().unwrap().push(path);
         } else {
             seen.asked.lock().unwrap().push(path);
         }

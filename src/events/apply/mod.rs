@@ -230,7 +230,6 @@ impl Shared {
 
 fn report(name: &SourceName, finding: &Finding) {
     match finding {
-        Finding::Nothing => {}
         Finding::Proved(kinds) => {
             info!(endpoint = %name.address, rank = name.rank, %kinds, "KV event hashes are proved");
         }

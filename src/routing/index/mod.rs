@@ -76,6 +76,8 @@ impl KeyKinds {
     pub const PLAIN: Self = Self(1);
     /// A cache salt.
     pub const SALT: Self = Self(1 << 1);
+    /// A multimodal item.
+    pub const MM: Self = Self(1 << (2 + Self::MAX_ADAPTERS));
     /// Most adapters that one model can have.
     pub const MAX_ADAPTERS: usize = 60;
 
@@ -108,15 +110,16 @@ impl KeyKinds {
         self.0 == 0
     }
 
-    /// Names of the kinds, for people: `plain`, `salt`, and adapters by their position in the configuration.
+    /// Names of the kinds, for people: `plain`, `salt`, `multimodal`, and adapters by their position in the configuration.
     pub fn names(self) -> Vec<String> {
-        let named = [(Self::PLAIN, "plain".to_owned()), (Self::SALT, "salt".to_owned())];
+        let named = [(Self::PLAIN, "plain"), (Self::SALT, "salt"), (Self::MM, "multimodal")];
+        let named = named.map(|(kind, name)| (kind, name.to_owned()));
         let adapters = (0..Self::MAX_ADAPTERS).filter_map(|idx| Some((Self::adapter(idx)?, format!("adapter {idx}"))));
         let kinds = named.into_iter().chain(adapters).filter(|(kind, _)| self.contains(*kind));
         kinds.map(|(_, name)| name).collect()
     }
 
-    /// The set as bits: plain 0, salt 1, adapter i 2 + i.
+    /// The set as bits: plain 0, salt 1, adapter i 2 + i, multimodal 62.
     pub fn bits(self) -> u64 {
         self.0
     }

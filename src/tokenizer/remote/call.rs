@@ -18,6 +18,9 @@ use crate::tokenizer::{Error, Tokens};
 /// Share of the budget after which the second endpoint is asked. Tokenizing takes a small part of the budget, so half of
 /// it is far beyond the usual, and the other half is as far enough for the second one.
 const HEDGE_AFTER: f64 = 0.5;
+/// Share of the caller's wait by which an endpoint must have been asked to be blamed for its end: the second one is, when it
+/// was asked because the first was slow, and not when it was asked in the last moment because the first had failed.
+const LATEST_TO_BLAME: f64 = 0.6;
 /// Budgets after which a call ends even though its answer would still be worth having: what a tokenizer that has gone silent
 /// may cost in memory and connections.
 const HARD_DEADLINE: u32 = 4;
@@ -44,6 +47,7 @@ struct Ask {
     answer: Pin<Box<dyn Future<Output = Result<Tokens, Error>> + Send>>,
     claim: Claim,
     is_hedge: bool,
+    since: Instant,
     /// Its endpoint's breaker knows how it ended.
     is_settled: bool,
 }
@@ -91,12 +95,19 @@ impl Call {
         call
     }
 
-    /// The caller waits no longer. That is a failure of whoever has not answered; the call may go on, and what it brings is still
-    /// worth caching. Nobody else is asked any more.
+    /// The caller waits no longer. That is a failure of whoever has not answered, unless it was asked too late to tell; the call
+    /// may go on, and what it brings is still worth caching. Nobody else is asked any more.
     pub fn overdue(&mut self) {
         self.is_overdue = true;
         self.spare = None;
-        self.fail_all(Failure::Overdue);
+        let begun = self.hard_deadline - self.longest;
+        let asked_by = begun + begun.elapsed().mul_f64(LATEST_TO_BLAME);
+        for ask in &mut self.asks {
+            if ask.since <= asked_by {
+                ask.failed(Failure::Overdue);
+            }
+            ask.is_settled = true;
+        }
     }
 
     fn fail_all(&mut self, failure: Failure) {
@@ -107,7 +118,7 @@ impl Call {
         match server.claim(&self.tokenizer.permits) {
             Ok(claim) => {
                 let answer = Box::pin(self.tokenizer.send(server.target.clone(), self.question.clone()));
-                self.asks.push(Ask { answer, claim, is_hedge, is_settled: false });
+                self.asks.push(Ask { answer, claim, is_hedge, since: Instant::now(), is_settled: false });
             }
             Err(error) => self.error = self.error.take().or(Some(error)),
         }
@@ -156,7 +167,7 @@ impl Call {
             // Without this a silent endpoint whose calls are always saved by the second would cost them all half a budget.
             self.fail_all(Failure::Outrun);
         }
-        if ask.is_settled {
+        if self.is_overdue {
             self.tokenizer.shared.counters.late.add();
         } else {
             ask.claim.passed();

@@ -40,11 +40,10 @@ impl RemoteTokenizer {
         endpoints: impl Fn() -> Vec<SocketAddr> + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<(), Infallible> {
-        let question = Arc::new(question());
         let rounds = async {
             loop {
                 self.follow(&endpoints());
-                self.check_due(&question).await;
+                self.check_due().await;
                 let next = self.servers().iter().map(|server| server.check_due()).min();
                 let listed = Instant::now() + LIST_INTERVAL;
                 tokio::select! {
@@ -76,10 +75,11 @@ impl RemoteTokenizer {
     }
 
     /// Checks all that are due.
-    async fn check_due(&self, question: &Arc<Question>) {
+    async fn check_due(&self) {
         let now = Instant::now();
         let due = self.servers().into_iter().filter(|server| server.check_due() <= now).collect::<Vec<_>>();
         if !due.is_empty() {
+            let question = &Arc::new(question(self.renders.load(Relaxed)));
             stream::iter(due).for_each_concurrent(AT_A_TIME, |server| self.check(server, question)).await;
         }
         self.exclude_who_differs();

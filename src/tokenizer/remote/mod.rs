@@ -1,7 +1,7 @@
-//! The engines' own answer to what tokens a prompt has (`/tokenize`), and never a request held up for it.
+//! The engines' own answer to what tokens a prompt has, and never a request held up for it.
 //!
-//! `POST /tokenize` (vLLM 0.32.0, `serve/tokenize`; not under `/v1`, so `--api-key` does not guard it) takes the fields of
-//! a completion or chat request and answers `{"count", "max_model_len", "tokens": [int], "token_strs"}`.
+//! A question says which API is asked: `/tokenize` (not under `/v1`, so vLLM's `--api-key` does not guard it) or one of
+//! `/v1/…/render` (which it does guard).
 //!
 //! - Spread: the caller names the two least loaded endpoints. The second is asked when the first has failed, or has not answered
 //!   after half the budget; the first good answer wins and the other call is dropped. A question that the first calls wrong (400, 413, 422)
@@ -28,16 +28,15 @@ mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::body::Bytes;
-use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::{Error, Tokens};
+use super::{Error, Tokens, render};
 use crate::engine::{Base, EngineClient, Target};
-use crate::request::Question;
+use crate::request::{Question, TokensApi};
 pub use call::Call;
 use server::Server;
 use status::Shared;
@@ -90,6 +89,8 @@ pub struct RemoteTokenizer {
     own: Option<Arc<Server>>,
     /// Those of the pool. Requests read it without a lock; it is written when an endpoint is met first, and when it is gone.
     endpoints: papaya::HashMap<SocketAddr, Arc<Server>>,
+    /// Whether requests ask the render APIs: then the checks do.
+    renders: AtomicBool,
     shared: Arc<Shared>,
 }
 
@@ -99,7 +100,8 @@ impl RemoteTokenizer {
         let shared = Arc::new(Shared::default());
         let own = config.endpoint.clone().map(|base| Server::new(base.into(), CALLS, shared.clone()));
         let permits = Arc::new(Semaphore::new(CALLS));
-        Self { client, config, permits, own, endpoints: papaya::HashMap::new(), shared }
+        let endpoints = papaya::HashMap::new();
+        Self { client, config, permits, own, endpoints, renders: AtomicBool::new(false), shared }
     }
 
     /// Whether one server takes the place of the pool's endpoints. Then [`Targets`] are not looked at.
@@ -127,6 +129,11 @@ impl RemoteTokenizer {
     /// Puts `question` to `targets`. Nothing waits for a permit: the call ends at once with [`Error::Busy`], [`Error::Open`] or
     /// [`Error::NoEndpoint`] when nobody can be asked.
     pub fn ask(self: &Arc<Self>, question: Arc<Question>, targets: Targets) -> Call {
+        let renders = question.api != TokensApi::Tokenize;
+        // A model asks always or never; do not write to what every request reads.
+        if renders != self.renders.load(Relaxed) {
+            self.renders.store(renders, Relaxed);
+        }
         match &self.own {
             Some(own) => Call::start(self, question, [own.clone()]),
             None => {
@@ -168,10 +175,10 @@ impl RemoteTokenizer {
         let client = self.client.clone();
         async move {
             let limit = (ANSWER_BASE + ANSWER_FACTOR * question.body.len()).min(ANSWER_MOST);
-            let path = question.api.path();
+            let api = question.api;
             // Not copied: with a second endpoint there would be three of a body that may be large.
             let body = Bytes::from_owner(Body(question));
-            parse(&client.post_json(&target, path, body, limit).await?)
+            render::parse(api, &client.post_json(&target, api.path(), body, limit).await?)
         }
     }
 }
@@ -185,40 +192,10 @@ impl AsRef<[u8]> for Body {
     }
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    count: usize,
-    tokens: Vec<u32>,
-}
-
-fn parse(answer: &[u8]) -> Result<Tokens, Error> {
-    let Answer { count, tokens: ids } = serde_json::from_slice(answer).map_err(|_| Error::Nonsense)?;
-    if count == ids.len() { Ok(Tokens { ids }) } else { Err(Error::Nonsense) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::Access;
-    use crate::request::TokensApi;
-
-    #[test]
-    fn only_a_counted_list_of_token_ids_is_an_answer() {
-        let good = br#"{"count":2,"max_model_len":2048,"tokens":[1,528],"token_strs":null}"#;
-        assert_eq!(parse(good).expect("an answer").ids, [1, 528]);
-        for bad in [
-            &br#"{"count":3,"tokens":[1,2]}"#[..],
-            br#"{"count":1,"tokens":[-1]}"#,
-            br#"{"count":1,"tokens":[4294967296]}"#,
-            br#"{"count":1,"tokens":["a"]}"#,
-            br#"{"tokens":[1]}"#,
-            br#"[1]"#,
-            b"\xff",
-            b"",
-        ] {
-            assert!(matches!(parse(bad), Err(Error::Nonsense)), "{}", String::from_utf8_lossy(bad));
-        }
-    }
 
     fn tokenizer(budget_ms: u64, budget_max_ms: u64) -> Arc<RemoteTokenizer> {
         let client = EngineClient::new(&Access::default()).expect("a client");

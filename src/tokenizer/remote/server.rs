@@ -215,12 +215,15 @@ impl Server {
         let due = known.breaker.due();
         let result = step(&mut known, Instant::now());
         let may_be_asked = known.state() == BreakerState::Closed;
-        if self.may_be_asked.swap(may_be_asked, Relaxed) != may_be_asked {
+        self.may_be_asked.store(may_be_asked, Relaxed);
+        let is_excluded = !may_be_asked && !known.has_left;
+        if known.is_excluded != is_excluded {
+            known.is_excluded = is_excluded;
             let n_excluded = &self.shared.n_excluded;
-            if may_be_asked {
-                n_excluded.fetch_sub(1, Relaxed)
-            } else {
+            if is_excluded {
                 n_excluded.fetch_add(1, Relaxed)
+            } else {
+                n_excluded.fetch_sub(1, Relaxed)
             };
         }
         let (is_due_earlier, report) = (known.breaker.due() < due, known.report());
