@@ -87,7 +87,7 @@ impl Checks {
 #[tokio::test]
 async fn the_second_answers_for_a_slow_first() {
     let (slow, quick) = (Stub::start(Reply::Silence).await, Stub::start(Reply::Ids(&[1, 2])).await);
-    let tokenizer = tokenizer(Duration::from_millis(100));
+    let tokenizer = tokenizer(Duration::from_secs(1));
     let both = targets(slow.address, Some(quick.address));
     assert_eq!(end(ask(&tokenizer, both)).await.unwrap(), [1, 2]);
     eventually("the end of the slow call", || slow.n_given_up() == 1).await;
