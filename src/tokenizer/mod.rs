@@ -2,6 +2,7 @@
 //!
 //! [`remote`] asks an engine. Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load.
 
+pub mod local;
 pub mod remote;
 
 use crate::engine;
