@@ -4,12 +4,14 @@
 //! client's order (a repeated key keeps its first place and its last value, as in a `dict`), and floats are written as `repr`
 //! writes them. Numbers that Python holds and we do not (integers beyond 64 bits) fail where they are used.
 
+use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 /// From here on a float may have been an integer of more than 64 bits, which Python would print in full.
 const FLOAT_LIMIT: f64 = 9_007_199_254_740_992.0;
@@ -22,7 +24,7 @@ pub(super) enum Json {
     Int(i64),
     Uint(u64),
     Float(f64),
-    /// A number that Python may hold in more digits.
+    /// A number of more than 64 bits, or one that may have been one.
     Big,
     Str(String),
     List(Vec<Json>),
@@ -41,10 +43,16 @@ impl Object {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
-    /// Takes a field out; the order of the others may change.
+    /// Takes a field out.
     pub(super) fn take(&mut self, key: &str) -> Option<Json> {
         let at = self.0.iter().position(|(name, _)| name == key)?;
-        Some(self.0.swap_remove(at).1)
+        Some(self.0.remove(at).1)
+    }
+
+    /// The object with these fields before its own.
+    pub(super) fn behind<const N: usize>(self, first: [(&str, Json); N]) -> Self {
+        let first = first.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Self(first.chain(self.0).collect())
     }
 
     pub(super) fn push(&mut self, key: &str, value: Json) {
@@ -59,6 +67,15 @@ impl Json {
 
     pub(super) fn is_null(&self) -> bool {
         matches!(self, Self::Null)
+    }
+
+    fn has_big(&self) -> bool {
+        match self {
+            Self::Big => true,
+            Self::List(items) => items.iter().any(Self::has_big),
+            Self::Object(object) => object.0.iter().any(|(_, value)| value.has_big()),
+            _ => false,
+        }
     }
 
     /// The value as a chat template sees it.
@@ -111,7 +128,8 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_f64<E>(self, number: f64) -> Result<Json, E> {
-        Ok(if number.abs() < FLOAT_LIMIT { Json::Float(number) } else { Json::Big })
+        let is_negative_zero = number == 0.0 && number.is_sign_negative();
+        Ok(if number.abs() < FLOAT_LIMIT && !is_negative_zero { Json::Float(number) } else { Json::Big })
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Json, E> {
@@ -132,7 +150,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
         let mut fields: Vec<(String, Json)> = Vec::new();
-        let mut index = std::collections::HashMap::new();
+        let mut index = HashMap::new();
         while let Some((key, value)) = map.next_entry::<String, Json>()? {
             if fields.len() == Object::FEW {
                 index = fields.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
@@ -155,10 +173,44 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
+/// Reads a text. Only where a number may have lost digits, it is read again, slower, with an eye on how each number is written.
+pub(super) fn read(text: &str) -> serde_json::Result<Json> {
+    let json: Json = serde_json::from_str(text)?;
+    if json.has_big() { exact(serde_json::from_str(text)?) } else { Ok(json) }
+}
+
+/// Reads every number by its text: with a point or an exponent it is a float for Python, otherwise an integer of any length.
+fn exact(raw: &RawValue) -> serde_json::Result<Json> {
+    let text = raw.get();
+    match text.as_bytes().first() {
+        Some(b'[') => {
+            let items: Vec<&RawValue> = serde_json::from_str(text)?;
+            Ok(Json::List(items.into_iter().map(exact).collect::<Result<_, _>>()?))
+        }
+        Some(b'{') => {
+            let Json::Object(mut object) = serde_json::from_str(text)? else { return Ok(Json::Big) };
+            let mut fields: HashMap<String, &RawValue> = serde_json::from_str(text)?;
+            for (name, value) in &mut object.0 {
+                if let Some(raw) = fields.remove(name) {
+                    *value = exact(raw)?;
+                }
+            }
+            Ok(Json::Object(object))
+        }
+        Some(b'-' | b'0'..=b'9') if text.contains(['.', 'e', 'E']) => {
+            Ok(text.parse().ok().filter(|number: &f64| number.is_finite()).map_or(Json::Big, Json::Float))
+        }
+        Some(b'-' | b'0'..=b'9') => {
+            Ok(text.parse().map(Json::Uint).or_else(|_| text.parse().map(Json::Int)).unwrap_or(Json::Big))
+        }
+        _ => serde_json::from_str(text),
+    }
+}
+
 /// What Python's `json.loads` makes of the arguments of a tool call (vLLM 0.32.0 `_postprocess_messages`): an object as it is;
 /// any other value, and text that is no JSON, become an empty object. None where Python would go on and we cannot.
 pub(super) fn arguments(text: &str) -> Option<Object> {
-    match serde_json::from_str(text) {
+    match read(text) {
         Ok(Json::Object(object)) => Some(object),
         Ok(_) => Some(Object::default()),
         Err(error) if reads_in_python_alone(text, &error) => None,
@@ -361,7 +413,7 @@ mod tests {
     use super::*;
 
     fn dumps(json: &str) -> String {
-        let value = serde_json::from_str::<Json>(json).expect("JSON").into_value();
+        let value = read(json).expect("JSON").into_value();
         tojson(&value, None, Kwargs::from_iter(Vec::<(String, Value)>::new())).expect("written")
     }
 
@@ -373,8 +425,9 @@ mod tests {
             (r#"["<&>'é\u0007\u007f\n/"]"#, "[\"<&>'é\\u0007\u{7f}\\n/\"]"),
             (
                 "[1e-5,0.0001,123456.789,1e15,-0.0,0.1,1E2,1.5e-7]",
-                "[1e-05, 0.0001, 123456.789, 1000000000000000.0, -0.0, 0.1, 100.0, 1.5e-07]",
+                "[1e-05, 0.0001, 123456.789, 1000000000000000.0, -0.0, 0, 0.1, 100.0, 1.5e-07]",
             ),
+            (r#"{"a":{"b":[1e22,1.5E+300,1e16]},"a2":-0e0}"#, r#"{"a": {"b": [1e+22, 1.5e+300, 1e+16]}, "a2": -0.0}"#),
             ("[18446744073709551615,-9223372036854775808]", "[18446744073709551615, -9223372036854775808]"),
         ] {
             assert_eq!(dumps(json), python);
@@ -395,8 +448,8 @@ mod tests {
 
     #[test]
     fn numbers_beyond_64_bits_are_not_written() {
-        for json in ["18446744073709551616", "[1e300]", "{\"a\":-9223372036854775809}"] {
-            let value = serde_json::from_str::<Json>(json).expect("JSON").into_value();
+        for json in ["18446744073709551616", "[1e309]", "{\"a\":-9223372036854775809}"] {
+            let Ok(value) = read(json).map(Json::into_value) else { continue };
             assert!(tojson(&value, None, Kwargs::from_iter(Vec::<(String, Value)>::new())).is_err(), "{json}");
         }
     }

@@ -1,9 +1,9 @@
 //! From the messages of a request to the messages that a chat template sees, as vLLM 0.32.0 goes.
 //!
-//! Two things happen to a message there. It is first fitted to one of several typed shapes, and the shape decides which fields
-//! survive (pydantic's smart union over `ChatCompletionMessageParam`, `renderers/chat_utils.py`): the shape with the most
-//! fields wins, the first of equals. OpenAI's shape of an assistant message has `refusal`, `audio` and `function_call` but no
-//! `reasoning`; vLLM's own has `reasoning` and `task`, but no null content. Then the message is rebuilt from what is left
+//! Two things happen to a message there. It is first fitted to one of several typed shapes (pydantic's smart union over
+//! `ChatCompletionMessageParam`, `renderers/chat_utils.py`): the shape with the most known fields wins, the first of equals.
+//! Unknown fields survive, behind the known ones. OpenAI's shapes take only the parts that they know and no bare strings in a list;
+//! vLLM's own takes nearly all parts, but no null content. Then the message is rebuilt from some of its fields
 //! (`_parse_chat_message_content`), and the arguments of tool calls become objects (`_postprocess_messages`).
 //!
 //! What the engine refuses, and what is too rare to be worth following, is [`Unsupported`].
@@ -20,8 +20,8 @@ pub(super) enum ContentFormat {
     OpenAi,
 }
 
-/// Fields of a part that may stand for media or for what we do not follow.
-const STRANGE_PART_FIELDS: [&str; 14] = [
+/// Fields of a part that may stand for media, or that change which shape wins.
+const STRANGE_PART_FIELDS: [&str; 15] = [
     "prompt_cache_breakpoint",
     "image_url",
     "image_pil",
@@ -36,7 +36,11 @@ const STRANGE_PART_FIELDS: [&str; 14] = [
     "tool_reference",
     "file",
     "data",
+    "uuid",
 ];
+
+/// Fields of a part that the engine knows and does not hand on to the template.
+const KNOWN_PART_FIELDS: [&str; 4] = ["closed", "name", "refusal", "thinking"];
 
 /// Fields that pydantic counts in a tool call: `id`, `type`, `function`, and in it `name` and `arguments`.
 const TOOL_CALL_FIELDS: usize = 5;
@@ -69,22 +73,24 @@ fn role(message: &Object) -> &str {
     }
 }
 
-/// A message in the shape that won.
+/// The fields of a message that are looked at.
 struct Fitted {
     role: String,
     parts: Vec<Part>,
     name: Option<String>,
     task: Option<String>,
     reasoning: Option<String>,
-    /// None when the shape has no such field or the client gave none.
+    /// None when the client gave none.
     tool_call_id: Option<Json>,
     tool_calls: Option<Vec<Json>>,
 }
 
-/// A text part; `is_plain` when the client gave a bare string in a list.
+/// A text part.
 struct Part {
-    text: String,
     kind: PartKind,
+    text: String,
+    /// Fields that the engine does not know; a template that gets lists of parts sees them.
+    unknown: Object,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,6 +102,14 @@ enum PartKind {
     Text,
     Refusal,
     Thinking,
+    /// `input_text` or `output_text`, which no shape has as such.
+    Loose,
+}
+
+impl Part {
+    fn plain(text: String, kind: PartKind) -> Self {
+        Self { kind, text, unknown: Object::default() }
+    }
 }
 
 /// A field as the union sees it.
@@ -118,7 +132,7 @@ impl<T> Field<T> {
     }
 }
 
-/// Reads a message's known fields and keeps those of the shape that wins.
+/// Reads a message's fields, and refuses what fits no shape.
 fn fit(message: Json) -> Result<Fitted, Unsupported> {
     let Json::Object(mut message) = message else { return Err(Unsupported::Body("messages")) };
     let role = text(&mut message, "role")?.given().ok_or(Unsupported::Body("messages[].role"))?;
@@ -129,51 +143,43 @@ fn fit(message: Json) -> Result<Fitted, Unsupported> {
     let task = text(&mut message, "task")?;
     let tool_call_id = text(&mut message, "tool_call_id")?;
     let tool_calls = tool_calls(&mut message)?;
-    let nulls: Vec<bool> = ["audio", "function_call", "tools"]
-        .iter()
-        .map(|name| only_null(&mut message, name))
-        .collect::<Result<_, _>>()?;
-    let [audio, function_call, tools] = nulls[..] else { return Err(Unsupported::Body("messages")) };
-    if matches!(name, Field::Null) {
-        return Err(Unsupported::Body("messages[].name"));
-    }
+    let (audio, tools) = (only_null(&mut message, "audio")?, only_null(&mut message, "tools")?);
+    let function_call = function_call(&mut message)?;
 
+    let has_name = !matches!(name, Field::Null);
     let openai = match role.as_str() {
-        "assistant" if !matches!(tool_calls, Field::Null) => {
-            let counted = [content.is_present(), name.is_present(), refusal.is_present(), tool_calls.is_present()];
-            Some(1 + count(&counted) + count(&[audio, function_call]))
+        "assistant" if has_name && !matches!(tool_calls, Field::Null) => {
+            let counted =
+                [content.is_present(), name.is_present(), refusal.is_present(), tool_calls.is_present(), audio];
+            Some(1 + count(&counted) + function_call)
         }
-        "user" | "system" | "developer" if matches!(content, Field::Given(_)) => Some(2 + count(&[name.is_present()])),
+        "user" | "system" | "developer" if has_name && matches!(content, Field::Given(_)) => {
+            Some(2 + count(&[name.is_present()]))
+        }
         "tool" if matches!((&content, &tool_call_id), (Field::Given(_), Field::Given(_))) => Some(3),
-        "function" if content.is_present() && name.is_present() => Some(3),
+        "function" if content.is_present() && matches!(name, Field::Given(_)) => Some(3),
         _ => None,
     };
     let fields = [&name, &reasoning, &task, &tool_call_id].map(Field::is_present);
     let nested = parts_fields(&content) + calls_fields(&tool_calls);
-    let custom = (!matches!(content, Field::Null))
+    let own = (has_name && !matches!(content, Field::Null))
         .then(|| 1 + count(&[content.is_present(), tool_calls.is_present(), tools]) + count(&fields) + nested);
 
-    let parts = |content: Field<Vec<Part>>| content.given().unwrap_or_default();
-    match (openai, custom) {
-        (None, None) => Err(Unsupported::Body("messages[]")),
-        (Some(openai), custom) if custom.is_none_or(|custom| custom <= openai) => {
-            let parts = parts(content);
-            check_openai_parts(&role, &parts)?;
-            let is_tool = role == "tool";
-            let tool_call_id = tool_call_id.given().filter(|_| is_tool).map(Json::Str);
-            let tool_calls = tool_calls.given();
-            Ok(Fitted { role, parts, name: name.given(), task: None, reasoning: None, tool_call_id, tool_calls })
-        }
-        _ => Ok(Fitted {
-            role,
-            parts: parts(content),
-            name: name.given(),
-            task: task.given(),
-            reasoning: reasoning.given(),
-            tool_call_id: tool_call_id.is_present().then(|| tool_call_id.given().map_or(Json::Null, Json::Str)),
-            tool_calls: tool_calls.given(),
-        }),
+    let parts = content.given().unwrap_or_default();
+    match (openai, own) {
+        (None, None) => return Err(Unsupported::Body("messages[]")),
+        (Some(openai), own) if own.is_none_or(|own| own <= openai) => check_openai_parts(&role, &parts)?,
+        _ => {}
     }
+    Ok(Fitted {
+        role,
+        parts,
+        name: name.given(),
+        task: task.given(),
+        reasoning: reasoning.given(),
+        tool_call_id: tool_call_id.is_present().then(|| tool_call_id.given().map_or(Json::Null, Json::Str)),
+        tool_calls: tool_calls.given(),
+    })
 }
 
 fn count(present: &[bool]) -> usize {
@@ -182,8 +188,11 @@ fn count(present: &[bool]) -> usize {
 
 fn parts_fields(content: &Field<Vec<Part>>) -> usize {
     let Field::Given(parts) = content else { return 0 };
-    let counted = parts.iter().filter(|part| !matches!(part.kind, PartKind::Content | PartKind::Plain));
-    counted.count() * PART_FIELDS
+    let counted = parts.iter().map(|part| match part.kind {
+        PartKind::Content | PartKind::Plain | PartKind::Loose => 0,
+        PartKind::Text | PartKind::Refusal | PartKind::Thinking => PART_FIELDS,
+    });
+    counted.sum()
 }
 
 fn calls_fields(calls: &Field<Vec<Json>>) -> usize {
@@ -198,7 +207,7 @@ fn check_openai_parts(role: &str, parts: &[Part]) -> Result<(), Unsupported> {
     let fits = |part: &Part| match part.kind {
         PartKind::Content | PartKind::Text => true,
         PartKind::Refusal => role == "assistant",
-        PartKind::Plain | PartKind::Thinking => false,
+        PartKind::Plain | PartKind::Thinking | PartKind::Loose => false,
     };
     if parts.iter().all(fits) { Ok(()) } else { Err(Unsupported::Body("messages[].content")) }
 }
@@ -221,11 +230,24 @@ fn only_null(message: &mut Object, name: &'static str) -> Result<bool, Unsupport
     }
 }
 
+/// How many fields pydantic counts for the call of a function, the old way.
+fn function_call(message: &mut Object) -> Result<usize, Unsupported> {
+    match message.take("function_call") {
+        None => Ok(0),
+        Some(Json::Null) => Ok(1),
+        Some(Json::Object(call)) => match (call.get("name"), call.get("arguments")) {
+            (Some(Json::Str(_)), Some(Json::Str(_))) => Ok(3),
+            _ => Err(Unsupported::Body("function_call")),
+        },
+        Some(_) => Err(Unsupported::Body("function_call")),
+    }
+}
+
 fn content(message: &mut Object) -> Result<Field<Vec<Part>>, Unsupported> {
     match message.take("content") {
         None => Ok(Field::Absent),
         Some(Json::Null) => Ok(Field::Null),
-        Some(Json::Str(text)) => Ok(Field::Given(vec![Part { text, kind: PartKind::Content }])),
+        Some(Json::Str(text)) => Ok(Field::Given(vec![Part::plain(text, PartKind::Content)])),
         Some(Json::List(parts)) => Ok(Field::Given(parts.into_iter().map(part).collect::<Result<_, _>>()?)),
         Some(_) => Err(Unsupported::Body("messages[].content")),
     }
@@ -233,23 +255,31 @@ fn content(message: &mut Object) -> Result<Field<Vec<Part>>, Unsupported> {
 
 fn part(part: Json) -> Result<Part, Unsupported> {
     let mut part = match part {
-        Json::Str(text) => return Ok(Part { text, kind: PartKind::Plain }),
+        Json::Str(text) => return Ok(Part::plain(text, PartKind::Plain)),
         Json::Object(part) => part,
         _ => return Err(Unsupported::Body("messages[].content[]")),
     };
-    if STRANGE_PART_FIELDS.iter().any(|field| part.get(field).is_some()) {
+    if STRANGE_PART_FIELDS.iter().any(|field| part.get(field).is_some_and(|value| !value.is_null())) {
         return Err(Unsupported::Media);
     }
-    let (kind, field) = match part.take("type") {
-        Some(Json::Str(kind)) if kind == "text" => (PartKind::Text, "text"),
-        Some(Json::Str(kind)) if kind == "refusal" => (PartKind::Refusal, "refusal"),
-        Some(Json::Str(kind)) if kind == "thinking" => (PartKind::Thinking, "thinking"),
+    let Some(Json::Str(kind)) = part.take("type") else { return Err(Unsupported::Media) };
+    let (kind, field) = match kind.as_str() {
+        "text" => (PartKind::Text, "text"),
+        "refusal" => (PartKind::Refusal, "refusal"),
+        "thinking" => (PartKind::Thinking, "thinking"),
+        "input_text" | "output_text" => (PartKind::Loose, "text"),
         _ => return Err(Unsupported::Media),
     };
-    // A `uuid` makes the engine look for media, and a flag of another type makes another shape win.
-    let is_plain = kind == PartKind::Text || part.get("uuid").is_none() && part.get("closed").is_none();
+    // Of two shapes that would do, the one with more known fields wins: which one that is, is not followed here.
+    let is_clear =
+        kind == PartKind::Text || KNOWN_PART_FIELDS.iter().all(|known| *known == field || part.get(known).is_none());
     match part.take(field) {
-        Some(Json::Str(text)) if is_plain => Ok(Part { text, kind }),
+        Some(Json::Str(text)) if is_clear => {
+            let is_known =
+                |name: &str| KNOWN_PART_FIELDS.contains(&name) || STRANGE_PART_FIELDS.contains(&name) || name == "text";
+            part.0.retain(|(name, _)| !is_known(name));
+            Ok(Part { kind, text, unknown: part })
+        }
         _ => Err(Unsupported::Body("messages[].content[]")),
     }
 }
@@ -263,12 +293,12 @@ fn tool_calls(message: &mut Object) -> Result<Field<Vec<Json>>, Unsupported> {
     }
 }
 
-/// A call with its fields in the order of OpenAI's types and nothing else, its arguments an object.
+/// A call with its fields in the order of OpenAI's types, then the others as they came; its arguments are an object.
 fn tool_call(call: Json) -> Result<Json, Unsupported> {
     let refused = Unsupported::Body("messages[].tool_calls[]");
-    let Json::Object(mut call) = call else { return Err(refused) };
+    let Json::Object(mut given) = call else { return Err(refused) };
     let (Some(Json::Str(id)), Some(Json::Object(mut function)), Some(Json::Str(kind))) =
-        (call.take("id"), call.take("function"), call.take("type"))
+        (given.take("id"), given.take("function"), given.take("type"))
     else {
         return Err(refused);
     };
@@ -279,15 +309,10 @@ fn tool_call(call: Json) -> Result<Json, Unsupported> {
     if kind != "function" {
         return Err(refused);
     }
-    let arguments = json::arguments(&arguments).ok_or(refused)?;
-    let mut function = Object::default();
-    function.push("arguments", Json::Object(arguments));
-    function.push("name", Json::Str(name));
-    let mut call = Object::default();
-    call.push("id", Json::Str(id));
-    call.push("function", Json::Object(function));
-    call.push("type", Json::Str(kind));
-    Ok(Json::Object(call))
+    let arguments = Json::Object(json::arguments(&arguments).ok_or(refused)?);
+    let function = function.behind([("arguments", arguments), ("name", Json::Str(name))]);
+    let known = [("id", Json::Str(id)), ("function", Json::Object(function)), ("type", Json::Str(kind))];
+    Ok(Json::Object(given.behind(known)))
 }
 
 /// The message that the template sees.
@@ -299,7 +324,7 @@ fn rebuild(message: Fitted, format: ContentFormat) -> Result<Object, Unsupported
     let content = match format {
         // The engine also joins the parts of a tool's result where other roles keep a list, then with the empty ones.
         ContentFormat::OpenAi if role == "tool" => Json::Str(join(&parts, |_| true)),
-        ContentFormat::OpenAi => Json::List(parts.into_iter().map(|part| text_part(part.text)).collect()),
+        ContentFormat::OpenAi => Json::List(parts.into_iter().map(text_part).collect()),
         ContentFormat::String => Json::Str(join(&parts, |part| !part.text.is_empty())),
     };
     let mut rebuilt = Object::default();
@@ -334,18 +359,16 @@ fn join(parts: &[Part], keep: impl Fn(&Part) -> bool) -> String {
     texts.join("\n")
 }
 
-fn text_part(text: String) -> Json {
-    let mut part = Object::default();
-    part.push("type", Json::text("text"));
-    part.push("text", Json::Str(text));
-    Json::Object(part)
+fn text_part(part: Part) -> Json {
+    Json::Object(part.unknown.behind([("type", Json::text("text")), ("text", Json::Str(part.text))]))
 }
 
 /// The engine drops a line that changes with every request of one client (`_strip_claude_code_billing_header`); only parts of
 /// type `text` and bare strings are looked at.
 fn keep_without_billing_header(part: &mut Part) -> bool {
     const HEADER: &str = "x-anthropic-billing-header";
-    if matches!(part.kind, PartKind::Refusal | PartKind::Thinking) || !part.text.starts_with(HEADER) {
+    let is_looked_at = matches!(part.kind, PartKind::Content | PartKind::Plain | PartKind::Text);
+    if !is_looked_at || !part.text.starts_with(HEADER) {
         return true;
     }
     let rest = part.text.split_once('\n').map_or("", |(_, rest)| rest);

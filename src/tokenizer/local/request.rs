@@ -4,7 +4,7 @@ use super::Unsupported;
 use super::json::{Json, Object};
 use super::messages::ContentFormat;
 use super::template::Input;
-use super::{messages, tools};
+use super::{json, messages, tools};
 
 /// What is to be tokenized.
 pub(super) enum Ask {
@@ -28,7 +28,8 @@ const STRANGE_FIELDS: [&str; 4] = ["chat_template", "kv_transfer_params", "media
 impl Ask {
     /// Reads a body.
     pub(super) fn read(body: &[u8]) -> Result<Self, Unsupported> {
-        let Ok(Json::Object(mut body)) = serde_json::from_slice(body) else { return Err(Unsupported::Body("body")) };
+        let body = std::str::from_utf8(body).map_err(|_| Unsupported::Body("body"))?;
+        let Ok(Json::Object(mut body)) = json::read(body) else { return Err(Unsupported::Body("body")) };
         if let Some(field) = STRANGE_FIELDS.iter().find(|field| body.get(field).is_some_and(|value| !value.is_null())) {
             return Err(Unsupported::Body(field));
         }
@@ -50,16 +51,23 @@ impl Chat {
             return Err(Unsupported::Body("continue_final_message"));
         }
         let add_special_tokens = flag(&body, "add_special_tokens", false)?;
-        let tools = match body.take("tools") {
+        let mut tools = match body.take("tools") {
             None | Some(Json::Null) => None,
             Some(Json::List(tools)) => Some(tools::dump(tools)?),
             Some(_) => return Err(Unsupported::Body("tools")),
         };
-        let arguments = match body.take("chat_template_kwargs") {
-            None | Some(Json::Null) => Vec::new(),
-            Some(Json::Object(arguments)) => arguments.0.into_iter().filter(is_set).collect(),
+        let mut arguments = match body.take("chat_template_kwargs") {
+            None | Some(Json::Null) => Object::default(),
+            Some(Json::Object(arguments)) => Object(arguments.0.into_iter().filter(is_set).collect()),
             Some(_) => return Err(Unsupported::Body("chat_template_kwargs")),
         };
+        // Tools that come as an argument win, and reach the template as they are.
+        match arguments.take("tools") {
+            None => {}
+            Some(Json::List(given)) if given.iter().all(|tool| matches!(tool, Json::Object(_))) => tools = Some(given),
+            Some(_) => return Err(Unsupported::Body("chat_template_kwargs")),
+        }
+        let arguments = arguments.0;
         Ok(Self { messages, tools, arguments, add_generation_prompt, continue_final_message, add_special_tokens })
     }
 

@@ -169,7 +169,7 @@ fn print(output: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> R
 
 /// Arguments that transformers takes for itself, and what would replace a part of the template language.
 fn check_arguments(arguments: &[(String, Json)]) -> Result<(), Unsupported> {
-    const TAKEN: [&str; 13] = [
+    const TAKEN: [&str; 11] = [
         "chat_template",
         "conversation",
         "max_length",
@@ -180,9 +180,7 @@ fn check_arguments(arguments: &[(String, Json)]) -> Result<(), Unsupported> {
         "return_tensors",
         "tokenize",
         "tokenizer_kwargs",
-        "tools",
         "truncation",
-        "_",
     ];
     for (name, value) in arguments {
         let is_documents = |value: &Json| matches!(value, Json::List(items) if items.iter().all(|item| matches!(item, Json::Object(_))));
