@@ -12,6 +12,8 @@
 //!   that begins or ends with space could lose it to a neighbour that strips;
 //! - it is `special`, as the boundaries of messages are. Others are often plain words that happen to be added.
 //!
+//! The token that models give for unknown characters is left out too, so that a boundary's id in the tokens means that boundary.
+//!
 //! What follows a boundary is tokenized *with* the boundary's token in front, whose id is then dropped. A pre-tokenizer that treats
 //! the beginning of a text in its own way (`Metaspace` with `prepend_scheme: first`) so finds the same as in the whole text. A
 //! post-processor only puts tokens around all of it, and these are told once when the tokenizer is loaded.
@@ -143,7 +145,10 @@ impl Conversations {
         ids.extend_from_slice(rest.get(1..).unwrap_or_default());
         let hit = self.hits.fetch_add(1, Relaxed);
         if rest.first() != Some(&boundary.id) || hit.is_multiple_of(AUDIT_EVERY) {
-            return self.audit(tokenizer, text, ids, reused);
+            let expected = whole(tokenizer, text)?;
+            if !self.audit(&ids, &expected, reused) {
+                return Ok(Tokenized { ids: expected, reused: 0 });
+            }
         }
         self.keep(&cuts, n_known, &ids[reused..]);
         self.reused_tokens.fetch_add(reused as u64, Relaxed);
@@ -162,11 +167,11 @@ impl Conversations {
         (n_known, ids)
     }
 
-    fn audit(&self, tokenizer: &Tokenizer, text: &str, ids: Vec<u32>, reused: usize) -> tokenizers::Result<Tokenized> {
+    /// Whether the tokens are those of the whole text; if not, nothing is reused from now on.
+    fn audit(&self, ids: &[u32], expected: &[u32], reused: usize) -> bool {
         self.audits.fetch_add(1, Relaxed);
-        let expected = whole(tokenizer, text)?;
-        if expected == ids {
-            return Ok(Tokenized { ids, reused });
+        if ids == expected {
+            return true;
         }
         self.is_disabled.store(true, Relaxed);
         self.parts.clear();
@@ -175,7 +180,7 @@ impl Conversations {
             reused,
             "a conversation's reused tokens are not those of the whole text, nothing is reused for this model any more"
         );
-        Ok(Tokenized { ids: expected, reused: 0 })
+        false
     }
 
     /// Keeps the tokens of the parts from `n_known` on. Where each part ends is told by the tokens of the boundaries: all of them
@@ -204,6 +209,27 @@ impl Conversations {
             from = end + 1;
         }
     }
+}
+
+#[cfg(test)]
+impl Conversations {
+    /// Makes every kept part wrong.
+    pub(super) fn spoil(&self) {
+        let keys: Vec<Key> = self.parts.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.parts.insert(key, [0].into());
+        }
+    }
+
+    pub(super) fn set_capacity(&mut self, bytes: u64) {
+        self.parts = Cache::with(100, bytes, ByBytes, RandomState::new(), Default::default());
+    }
+}
+
+/// The texts of the tokens at which a text may be cut.
+#[cfg(test)]
+pub(super) fn boundary_texts(tokenizer: &Tokenizer) -> Vec<String> {
+    Boundaries::of(tokenizer).map(|boundaries| boundaries.texts).unwrap_or_default()
 }
 
 /// All of a text's tokens, without those of the post-processor.
@@ -265,8 +291,10 @@ impl Boundaries {
         let mut added: Vec<(u32, AddedToken)> = tokenizer.get_added_tokens_decoder().into_iter().collect();
         added.retain(|(_, token)| !token.normalized);
         added.sort_by_key(|(id, _)| *id);
-        let is_boundary = |token: &AddedToken| keeps_to_itself(token) && !goes_on(token, &added);
-        let ids: Vec<Option<u32>> = added.iter().map(|(id, token)| is_boundary(token).then_some(*id)).collect();
+        let unknown = whole(tokenizer, UNKNOWN).ok()?;
+        let is_boundary =
+            |id: u32, token: &AddedToken| keeps_to_itself(token) && !goes_on(token, &added) && !unknown.contains(&id);
+        let ids: Vec<Option<u32>> = added.iter().map(|(id, token)| is_boundary(*id, token).then_some(*id)).collect();
         let mut sorted: Vec<u32> = ids.iter().flatten().copied().collect();
         sorted.sort_unstable();
         let texts: Vec<String> = added
@@ -315,6 +343,9 @@ impl Boundaries {
         })
     }
 }
+
+/// Characters that no vocabulary has: a private one, an unassigned one and the last one.
+const UNKNOWN: &str = "\u{e000} \u{378} \u{10fffd}";
 
 /// Special tokens that are tried when a tokenizer is loaded. Models with more have them as placeholders.
 const MAX_CHECKED: usize = 64;

@@ -235,8 +235,8 @@ struct Style {
 }
 
 /// The filter `tojson` of transformers 5.19 (`utils/chat_template_utils.py`): `json.dumps` without escapes for HTML.
-pub(super) fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<String, Error> {
-    let style = Style::from_kwargs(ensure_ascii, &kwargs)?;
+pub(super) fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: &Kwargs) -> Result<String, Error> {
+    let style = Style::from_kwargs(ensure_ascii, kwargs)?;
     kwargs.assert_all_used()?;
     let mut out = String::new();
     write_value(&mut out, value, &style, 0)?;
@@ -414,7 +414,7 @@ mod tests {
 
     fn dumps(json: &str) -> String {
         let value = read(json).expect("JSON").into_value();
-        tojson(&value, None, Kwargs::from_iter(Vec::<(String, Value)>::new())).expect("written")
+        tojson(&value, None, &Kwargs::from_iter(Vec::<(String, Value)>::new())).expect("written")
     }
 
     #[test]
@@ -424,7 +424,7 @@ mod tests {
             (r#"{"a":1,"b":2,"a":3}"#, r#"{"a": 3, "b": 2}"#),
             (r#"["<&>'é\u0007\u007f\n/"]"#, "[\"<&>'é\\u0007\u{7f}\\n/\"]"),
             (
-                "[1e-5,0.0001,123456.789,1e15,-0.0,0.1,1E2,1.5e-7]",
+                "[1e-5,0.0001,123456.789,1e15,-0.0,-0,0.1,1E2,1.5e-7]",
                 "[1e-05, 0.0001, 123456.789, 1000000000000000.0, -0.0, 0, 0.1, 100.0, 1.5e-07]",
             ),
             (r#"{"a":{"b":[1e22,1.5E+300,1e16]},"a2":-0e0}"#, r#"{"a": {"b": [1e+22, 1.5e+300, 1e+16]}, "a2": -0.0}"#),
@@ -450,7 +450,7 @@ mod tests {
     fn numbers_beyond_64_bits_are_not_written() {
         for json in ["18446744073709551616", "[1e309]", "{\"a\":-9223372036854775809}"] {
             let Ok(value) = read(json).map(Json::into_value) else { continue };
-            assert!(tojson(&value, None, Kwargs::from_iter(Vec::<(String, Value)>::new())).is_err(), "{json}");
+            assert!(tojson(&value, None, &Kwargs::from_iter(Vec::<(String, Value)>::new())).is_err(), "{json}");
         }
     }
 

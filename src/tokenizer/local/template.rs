@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, machinery};
 
 use super::Unsupported;
@@ -143,7 +143,9 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_formatter(print);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_LIMIT);
-    environment.add_filter("tojson", json::tojson);
+    environment.add_filter("tojson", |value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs| {
+        json::tojson(value, ensure_ascii, &kwargs)
+    });
     environment.add_function("raise_exception", |_: &Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "the template refuses the request"))
     });
