@@ -212,7 +212,16 @@ def openings(user, answer):
     yield "parts_none", {"messages": [said("user", [])]}
     yield "parts_empty_text", {"messages": [said("user", [part(""), part(" a "), part("")])]}
     yield "parts_strings", {"messages": [said("user", ["one", part("two"), "three"])]}
-    yield "parts_kinds", {"messages": [user, said("assistant", [part("a"), {"type": "refusal", "refusal": "b"}]), said("user", [part("c", "input_text")])]}
+    yield "parts_refusal", {"messages": [user, said("assistant", [part("a"), {"type": "refusal", "refusal": "b"}]), user]}
+    yield "parts_input_text", {"messages": [said("user", [part("c", "input_text")])]}
+    yield "parts_output_text", {"messages": [user, said("assistant", [part("d", "output_text"), part("e")]), user]}
+    yield "parts_thinking", {"messages": [user, said("assistant", [{"type": "thinking", "thinking": "hm"}, part("f")]), user]}
+    yield "reasoning", {"messages": [user, said("assistant", "Sunny.", reasoning="It said so.")]}
+    yield "reasoning_content", {"messages": [user, said("assistant", "Sunny.", reasoning_content="\nIt said so.\n")]}
+    yield "reasoning_call", {"messages": [user, {**calls(["{}"]), "reasoning": "I ask."}, result("x")], "tools": [WEATHER]}
+    yield "function_role", {"messages": [user, said("function", "x", name="get_weather"), user]}
+    yield "function_call", {"messages": [user, said("assistant", None, function_call={"name": "now", "arguments": "{}"}), user]}
+    yield "system_parts", {"messages": [said("system", [part(" One."), part("Two. ")]), user]}
 
 
 def options(user, answer):
@@ -247,6 +256,12 @@ def options(user, answer):
     yield "kwargs_tools_in_system", {"messages": [said("system", "S"), user], "tools": [WEATHER, TOOLS["unicode"]], **kwargs(tools_in_user_message=False)}
     yield "kwargs_bos", {"messages": [user], **kwargs(bos_token="<<", eos_token=">>")}
     yield "kwargs_generation_prompt", {"messages": [user], **kwargs(add_generation_prompt=False)}
+    yield "kwargs_continue", {"messages": [user, answer], **kwargs(continue_final_message=True)}
+    yield "kwargs_tokenize", {"messages": [user], **kwargs(tokenize=True)}
+    yield "kwargs_tools", {"messages": [user], **kwargs(tools=[WEATHER])}
+    yield "kwargs_messages", {"messages": [user], **kwargs(messages=[answer])}
+    yield "generation_prompt_text", {"messages": [user], "add_generation_prompt": "false"}
+    yield "special_tokens_number", {"messages": [user], "add_special_tokens": 1}
     for effort in ("none", "low", "high"):
         yield f"effort_{effort}", {"messages": [user], "reasoning_effort": effort}
     yield "effort_and_kwargs", {"messages": [user], "reasoning_effort": "low", **kwargs(enable_thinking=False, reasoning_effort="high")}
@@ -360,9 +375,9 @@ def question(path, body):
     effort = body.get("reasoning_effort")
     if effort is not None:
         kwargs.setdefault("enable_thinking", effort != "none")
-        kwargs.setdefault("reasoning_effort", effort)
+        kwargs["reasoning_effort"] = effort
     if "documents" in body:
-        kwargs.setdefault("documents", body["documents"])
+        kwargs["documents"] = body["documents"]
     asked = {**body, "chat_template_kwargs": kwargs} if kwargs or "chat_template_kwargs" in body else body
     names = ("model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "add_special_tokens")
     return {name: asked[name] for name in names if asked.get(name) is not None}

@@ -43,7 +43,9 @@ def record(directory, scratch):
     script = [sys.executable, E2E / "vllm/make_model.py", scratch / "model"]
     subprocess.run([*script, "--tokenizer", directory, "--max-len", str(MAX_LEN)], check=True)
     with Server(scratch) as server:
-        lines = [observe(server, name, path, body) for name, path, body in bodies.bodies(directory.name)]
+        lines, differences = observe(server, bodies.bodies(directory.name))
+    if differences:
+        raise SystemExit("\n".join(differences))
     text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
     (directory / "corpus.jsonl").write_text(text, encoding="utf-8", newline="\n")
     n_tokenized = sum(line["status"] == 200 for line in lines)
@@ -51,20 +53,22 @@ def record(directory, scratch):
     print(f"{directory.name}: {len(lines)} bodies, {n_tokenized} tokenized, {n_equal} of them the same in the engine, {len(text)} characters")
 
 
-def observe(server, name, path, body):
-    asked = bodies.question(path, body)
-    status, answer = server.post("/tokenize", asked)
-    tokens = answer["tokens"] if status == 200 else None
-    engine_status, engine_tokens = computed(server, path, body)
-    if engine_status == status == 200 and engine_tokens != tokens:
-        raise SystemExit(f"{name}: /tokenize says {tokens}, the engine {engine_tokens}, for {json.dumps(body)}")
-    if (engine_status == 200) != (status == 200):
-        print(f"{name}: /tokenize {status}, {path} {engine_status}: {answer if status != 200 else engine_tokens}")
-    line = {"name": name, "path": "/tokenize", "request": asked, "status": status, "tokens": tokens}
-    line |= {"engine_path": path, "engine_status": engine_status}
-    if body != asked:
-        line["openai"] = body
-    return line
+def observe(server, drawn):
+    """The lines, and in what the engine differs from them."""
+    lines, differences = [], []
+    for name, path, body in drawn:
+        asked = bodies.question(path, body)
+        status, answer = server.post("/tokenize", asked)
+        tokens = answer["tokens"] if status == 200 else None
+        engine_status, engine_tokens = computed(server, path, body)
+        if engine_status == status == 200 and engine_tokens != tokens:
+            differences.append(f"{name}: /tokenize says {tokens}, the engine {engine_tokens}, for {json.dumps(body)}")
+        if engine_status != status:
+            print(f"{name}: /tokenize {status}, {path} {engine_status}: {answer if status != 200 else engine_tokens}")
+        line = {"name": name, "path": "/tokenize", "request": asked, "status": status, "tokens": tokens}
+        line |= {"engine_path": path, "engine_status": engine_status}
+        lines.append(line if body == asked else {**line, "openai": body})
+    return lines, differences
 
 
 def computed(server, path, body):
