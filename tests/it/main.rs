@@ -19,4 +19,5 @@ mod snapshots;
 mod sources;
 mod tail;
 mod telemetry;
+mod tokens;
 mod wire;
