@@ -218,6 +218,8 @@ def openings(user, answer):
     yield "parts_thinking", {"messages": [user, said("assistant", [{"type": "thinking", "thinking": "hm"}, part("f")]), user]}
     yield "reasoning", {"messages": [user, said("assistant", "Sunny.", reasoning="It said so.")]}
     yield "reasoning_content", {"messages": [user, said("assistant", "Sunny.", reasoning_content="\nIt said so.\n")]}
+    yield "reasoning_twice", {"messages": [user, said("assistant", "Sunny.", reasoning="New.", reasoning_content="Old.")]}
+    yield "reasoning_null", {"messages": [user, said("assistant", "Sunny.", reasoning=None, reasoning_content="Old.")]}
     yield "reasoning_call", {"messages": [user, {**calls(["{}"]), "reasoning": "I ask."}, result("x")], "tools": [WEATHER]}
     yield "function_role", {"messages": [user, said("function", "x", name="get_weather"), user]}
     yield "function_call", {"messages": [user, said("assistant", None, function_call={"name": "now", "arguments": "{}"}), user]}
@@ -366,7 +368,8 @@ def long_text(drawn, n_characters):
 
 
 def question(path, body):
-    """The body of `/tokenize` for a request: the fields that both have, and as template arguments those that it does not have."""
+    """The body of `/tokenize` for a request: the fields that both have, and as template arguments those that it does not have. Fields of the
+    request win over arguments of the same name."""
     if path == COMPLETIONS:
         first = body["prompt"][0] if isinstance(body["prompt"], list) else body["prompt"]
         asked = {**body, "prompt": first}
@@ -378,6 +381,16 @@ def question(path, body):
         kwargs["reasoning_effort"] = effort
     if "documents" in body:
         kwargs["documents"] = body["documents"]
-    asked = {**body, "chat_template_kwargs": kwargs} if kwargs or "chat_template_kwargs" in body else body
+    asked = {**body, "messages": [with_reasoning(message) for message in body["messages"]]}
+    if kwargs or "chat_template_kwargs" in body:
+        asked["chat_template_kwargs"] = kwargs
     names = ("model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "add_special_tokens")
     return {name: asked[name] for name in names if asked.get(name) is not None}
+
+
+def with_reasoning(message):
+    """The message with the name that thoughts have by now, as a chat request is read and a question is not."""
+    others = {name: value for name, value in message.items() if name != "reasoning_content"}
+    if "reasoning_content" in message and others.get("reasoning") is None:
+        others["reasoning"] = message["reasoning_content"]
+    return others
