@@ -104,6 +104,8 @@ TOOLS = {
             },
         },
     },
+    "strict_null": {"type": "function", "function": {"name": "unsaid", "strict": None, "parameters": {"type": "object"}}},
+    "deferred": {"type": "function", "defer_loading": True, "function": {"name": "later", "parameters": {}}},
     "extra_fields": {"type": "function", "x-vendor": 1, "function": {"name": "extra", "x-note": "n", "parameters": {"type": "object"}}},
 }
 
@@ -175,6 +177,12 @@ def chats(family):
     yield "calls_two", {"messages": [user, calls(['{"city":"Paris"}', "{}"]), result("1", 0), result("2", 1)], "tools": [WEATHER]}
     yield "calls_with_text", {"messages": [user, calls(["{}"], content="Let me see."), result("")], "tools": [WEATHER]}
     yield "calls_empty_text", {"messages": [user, calls(["{}"], content=""), result("x")]}
+    yield "calls_null", {"messages": [user, {**answer, "tool_calls": None}, said("user", "And?")]}
+    yield "calls_object", {"messages": [user, calls([{"city": "Paris", "days": 2.0}]), result("x")], "tools": [WEATHER]}
+    yield "calls_indexed", {"messages": [user, {**calls([]), "tool_calls": [{**call("abcdefg00", "{}"), "index": 0}]}, result("x")], "tools": [WEATHER]}
+    untyped = {name: value for name, value in call("abcdefg00", "{}").items() if name != "type"}
+    yield "calls_untyped", {"messages": [user, {**calls([]), "tool_calls": [untyped]}, result("x")], "tools": [WEATHER]}
+    yield "tool_name", {"messages": [user, calls(["{}"]), {**result("x"), "name": "get_weather"}], "tools": [WEATHER]}
     yield "calls_none", {"messages": [user, {**answer, "tool_calls": []}, said("user", "And?")]}
     yield "call_id_short", {"messages": [user, {**calls(["{}"]), "tool_calls": [call("c", "{}")]}, said("tool", "x", tool_call_id="c")]}
     yield "arguments_not_json", {"messages": [user, calls(["{broken"]), result("x")]}
@@ -212,6 +220,12 @@ def openings(user, answer):
     yield "parts_none", {"messages": [said("user", [])]}
     yield "parts_empty_text", {"messages": [said("user", [part(""), part(" a "), part("")])]}
     yield "parts_strings", {"messages": [said("user", ["one", part("two"), "three"])]}
+    billing = "x-anthropic-billing-header: cch=12345;"
+    yield "billing_header", {"messages": [said("system", billing + "\nBe brief."), user]}
+    yield "billing_header_alone", {"messages": [said("system", billing), user]}
+    yield "billing_header_part", {"messages": [said("system", [part(billing), part("Be brief.")]), user]}
+    yield "billing_header_of_user", {"messages": [said("user", billing + "\nBe brief.")]}
+    yield "parts_cache_control", {"messages": [said("user", [{**part("one"), "cache_control": {"type": "ephemeral"}}, {**part("two"), "x": 1}])]}
     yield "parts_refusal", {"messages": [user, said("assistant", [part("a"), {"type": "refusal", "refusal": "b"}]), user]}
     yield "parts_input_text", {"messages": [said("user", [part("c", "input_text")])]}
     yield "parts_output_text", {"messages": [user, said("assistant", [part("d", "output_text"), part("e")]), user]}
@@ -269,6 +283,8 @@ def options(user, answer):
     yield "effort_and_kwargs", {"messages": [user], "reasoning_effort": "low", **kwargs(enable_thinking=False, reasoning_effort="high")}
     yield "documents", {"messages": [user], "documents": documents}
     yield "documents_kwargs", {"messages": [user], "documents": documents[:1], **kwargs(documents=documents[1:])}
+    yield "documents_empty", {"messages": [user], "documents": []}
+    yield "nulls", {"messages": [user], "chat_template_kwargs": None, "reasoning_effort": None, "documents": None, "tools": None}
     yield "ignored_fields", {
         "messages": [user],
         "temperature": 0,
