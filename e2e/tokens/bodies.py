@@ -284,7 +284,6 @@ def options(user, answer):
     yield "documents", {"messages": [user], "documents": documents}
     yield "documents_kwargs", {"messages": [user], "documents": documents[:1], **kwargs(documents=documents[1:])}
     yield "documents_empty", {"messages": [user], "documents": []}
-    yield "nulls", {"messages": [user], "chat_template_kwargs": None, "reasoning_effort": None, "documents": None, "tools": None}
     yield "ignored_fields", {
         "messages": [user],
         "temperature": 0,
@@ -395,10 +394,10 @@ def question(path, body):
     if effort is not None:
         kwargs.setdefault("enable_thinking", effort != "none")
         kwargs["reasoning_effort"] = effort
-    if "documents" in body:
+    if body.get("documents") is not None:
         kwargs["documents"] = body["documents"]
     asked = {**body, "messages": [with_reasoning(message) for message in body["messages"]]}
-    if kwargs or "chat_template_kwargs" in body:
+    if kwargs or body.get("chat_template_kwargs") is not None:
         asked["chat_template_kwargs"] = kwargs
     names = ("model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "add_special_tokens")
     return {name: asked[name] for name in names if asked.get(name) is not None}
