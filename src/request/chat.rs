@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Body, JsonObject, Opaque, Prompt, Question, TokensApi, json_string};
+use super::{Body, JsonObject, Opaque, Prompt, Question, TokensApi, json_string, reasoning};
 
 /// Content parts that the engine renders as text (vLLM 0.32.0, `chat_utils.py`). Anything else may be media.
 const TEXT_PARTS: [&str; 5] = ["text", "input_text", "output_text", "refusal", "thinking"];
@@ -45,7 +45,7 @@ fn question(body: &Body<'_>, messages: &RawValue, kwargs: Option<&str>) -> Quest
     if let Some(model) = &body.model {
         object.field("model", &json_string(model));
     }
-    object.field("messages", messages.get());
+    object.field("messages", &reasoning::renamed(messages.get()));
     object.optional("tools", body.tools);
     if let Some(kwargs) = kwargs {
         object.field("chat_template_kwargs", kwargs);
@@ -87,7 +87,7 @@ fn is_text(content: &RawValue) -> serde_json::Result<bool> {
 }
 
 /// The chat template's arguments as the engine builds them for a chat request: `/tokenize` itself ignores
-/// `reasoning_effort` and `documents` (vLLM 0.32.0), so they travel as arguments.
+/// `reasoning_effort` and `documents` (vLLM 0.32.0), so they travel as arguments, and win over arguments of the same name.
 fn template_kwargs(body: &Body<'_>) -> Result<Option<String>, Opaque> {
     let mut kwargs: BTreeMap<Cow<'_, str>, Cow<'_, str>> = BTreeMap::new();
     if let Some(given) = body.chat_template_kwargs {
@@ -101,10 +101,10 @@ fn template_kwargs(body: &Body<'_>) -> Result<Option<String>, Opaque> {
     if let Some(effort) = body.reasoning_effort {
         let thinks = if effort.get() == "\"none\"" { "false" } else { "true" };
         kwargs.entry("enable_thinking".into()).or_insert(thinks.into());
-        kwargs.entry("reasoning_effort".into()).or_insert(effort.get().into());
+        kwargs.insert("reasoning_effort".into(), effort.get().into());
     }
     if let Some(documents) = body.documents {
-        kwargs.entry("documents".into()).or_insert(documents.get().into());
+        kwargs.insert("documents".into(), documents.get().into());
     }
     if kwargs.is_empty() && body.chat_template_kwargs.is_none() {
         return Ok(None);

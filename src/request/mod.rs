@@ -9,6 +9,7 @@
 
 mod chat;
 mod completion;
+mod reasoning;
 pub mod report;
 
 use std::borrow::Cow;

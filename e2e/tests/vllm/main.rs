@@ -8,6 +8,7 @@ mod credit;
 mod engine;
 mod routed;
 mod setup;
+mod tokens;
 
 /// Held by a test for as long as its servers run.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
