@@ -8,9 +8,12 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use serde::{Deserialize, Serialize};
 use warmroute::events::wire::EventBatch;
-use warmroute::routing::endpoint::EndpointId;
+use warmroute::routing::endpoint::{Endpoint, EndpointId};
 use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
-use warmroute::routing::index::{Holder, KeyKinds, Keyspace, KeyspaceIndex, KeyspaceKind, Overlaps, PrefixIndex, Tier};
+use warmroute::routing::index::{
+    Holder, KeyKinds, Keyspace, KeyspaceIndex, KeyspaceKind, Overlaps, PrefixIndex, PromiseLimits, Promises, Tier,
+};
+use warmroute::routing::load::Millis;
 
 const BLOCK_SIZE: u32 = 16;
 /// A prompt of 32,768 tokens.
@@ -27,7 +30,7 @@ fn hash(criterion: &mut Criterion) {
     let tokens = token_ids(N_PROMPT_BLOCKS);
     let block_size = BlockSize::new(BLOCK_SIZE).expect("16 is a block size");
     let plain = Scope::default();
-    let adapter = Scope { adapter: Some((Arc::from("lora-a"), Arc::from("/adapters/lora-a"))), cache_salt: None };
+    let adapter = Scope { adapter: Some((Arc::from("lora-a"), Arc::from("/adapters/lora-a"))), ..Scope::default() };
     let mut group = criterion.benchmark_group("hash, per block of 16");
     group.throughput(Throughput::Elements(u64::from(N_PROMPT_BLOCKS)));
     for (kind, scope) in [("plain", plain), ("adapter", adapter)] {
@@ -148,5 +151,49 @@ fn index(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, hash, decode, index);
+fn endpoint(id: u32) -> Arc<Endpoint> {
+    Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000).into()))
+}
+
+fn promises(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("promises, per block");
+    group.throughput(Throughput::Elements(u64::from(N_PROMPT_BLOCKS)));
+    let (picked, other) = (chain(N_PROMPT_BLOCKS), chain(2 * N_PROMPT_BLOCKS).split_off(N_PROMPT_BLOCKS as usize));
+    let now = Millis(0);
+    group.bench_function("promise and void, swept by those to come", |bencher| {
+        let (promises, endpoint) = (Promises::new(PromiseLimits::SPECULATIVE), endpoint(1));
+        bencher.iter(|| promises.promise(black_box(&picked), 0, &endpoint, now).expect("there is room").void());
+    });
+    for n_endpoints in [1, N_HOLDERS] {
+        let promises = Promises::new(PromiseLimits::SPECULATIVE);
+        let promise = |id| promises.promise(&picked, 0, &endpoint(id), now).expect("there is room");
+        let _guards: Vec<_> = (1..=n_endpoints).map(promise).collect();
+        let mut out = Vec::new();
+        group.bench_function(format!("extend, promised for {n_endpoints} endpoints"), |bencher| {
+            bencher.iter(|| promises.extend(black_box(&picked), std::iter::empty(), now, &mut out));
+        });
+        group.bench_function(format!("promise, all relied on, promised for {n_endpoints} endpoints"), |bencher| {
+            let endpoint = endpoint(1);
+            bencher.iter(|| promises.promise(black_box(&picked), 0, &endpoint, now).expect("it is there").void());
+        });
+        group.bench_function(format!("extend, nothing promised of {n_endpoints} real runs"), |bencher| {
+            let matched = (1..=n_endpoints).map(|id| (EndpointId(id), N_PROMPT_BLOCKS));
+            bencher.iter(|| promises.extend(black_box(&other), matched.clone(), now, &mut out));
+        });
+    }
+    for (kind, n_promised) in [("an empty table", 0), ("a table of other blocks", other.len())] {
+        let index = PrefixIndex::default();
+        let shared = keyspace(&index);
+        let _guard = shared.promises().promise(&other[..n_promised], 0, &endpoint(1), now);
+        let mut slot = shared.acquire(gpu_of(1)).expect("a slot is free");
+        group.bench_function(format!("store and clear, beside {kind}"), |bencher| {
+            bencher.iter(|| {
+                slot.store(black_box(&picked));
+                slot.clear();
+            });
+        });
+    }
+}
+
+criterion_group!(benches, hash, decode, index, promises);
 criterion_main!(benches);

@@ -4,6 +4,7 @@
 //! server holds 2 GB of memory, beside its block cache. Servers listen on free ports of the loopback address, except that the event publisher binds all
 //! addresses: vLLM 0.32.0 binds only an endpoint with `*` and connects to any other (`distributed/kv_events.py`).
 
+mod family;
 mod install;
 
 use std::fs::{self, File};
@@ -20,6 +21,7 @@ use crate::cache::Cache;
 use crate::process::ProcessGroup;
 use crate::tool::{path_with, tail};
 
+pub use family::Family;
 use install::Install;
 pub use install::VLLM_VERSION;
 
@@ -51,6 +53,8 @@ pub struct VllmOptions {
     pub n_blocks: Option<u32>,
     /// Longest prompt and answer together, in tokens.
     pub max_model_len: u32,
+    /// How the model's prompts become tokens.
+    pub family: Family,
     /// Whether [`LORA`] is served beside [`MODEL`].
     pub lora: bool,
     /// The core that computes; `None` lets the kernel choose.
@@ -72,6 +76,7 @@ impl Default for VllmOptions {
             block_size: 32,
             n_blocks: None,
             max_model_len: 2048,
+            family: Family::default(),
             lora: false,
             core: None,
             topic: String::new(),
@@ -188,7 +193,7 @@ impl VllmServer {
     fn spawn(options: VllmOptions, ports: Option<Ports>) -> Result<Self> {
         let cache = Cache::from_env()?;
         let install = Install::get(&cache)?;
-        let model_dir = install.model(&cache, options.max_model_len)?;
+        let model_dir = install.model(&cache, options.max_model_len, options.family)?;
         let ports = match ports {
             Some(ports) => ports,
             None => Ports::free(options.n_ranks)?,

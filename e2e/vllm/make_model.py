@@ -1,15 +1,17 @@
 """Makes the tiny model that the harness serves: OUT/tiny and its LoRA adapter OUT/lora-a.
 
-usage: make_model.py OUT [--max-len N]
+usage: make_model.py OUT [--max-len N] [--tokenizer DIR]
 
 A two-layer Llama whose weights vLLM draws at random (`--load-format dummy`), so only its configuration and its tokenizer are files. What
 matters for routing is real: a trained byte-level BPE tokenizer whose post-processor adds a BOS token (so `add_special_tokens` shows),
-and a chat template that renders tools and heeds `enable_thinking`. The same arguments give the same tokenizer and adapter.
+and a chat template that renders tools and heeds `enable_thinking`. The same arguments give the same tokenizer and adapter. With --tokenizer
+the model speaks with the tokenizer and the chat template in DIR instead.
 """
 
 import argparse
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy
@@ -21,6 +23,7 @@ N_LAYERS = 2
 N_HEADS = 2
 HIDDEN_SIZE = 64
 LORA_RANK = 8
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|tool|>"]
 WORDS = (
     "the quick brown fox jumps over lazy dog router cache block prefix token hash envoy engine prompt system user assistant weather city "
@@ -50,30 +53,22 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--max-len", type=int, default=2048)
+    parser.add_argument("--tokenizer", type=Path)
     args = parser.parse_args()
-    make_model(args.out / "tiny", args.max_len)
+    make_model(args.out / "tiny", args.max_len, args.tokenizer)
     make_lora(args.out / "lora-a")
 
 
-def make_model(out, max_len):
+def make_model(out, max_len, tokenizer_dir):
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
-    tokenizer.save(str(out / "tokenizer.json"))
-    ids = {"bos_token_id": tokenizer.token_to_id("<s>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>")}
-    write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": max_len,
-            "bos_token": "<s>",
-            "eos_token": "<|im_end|>",
-            "unk_token": "<unk>",
-            "pad_token": "<pad>",
-            "add_bos_token": True,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        },
-    )
+    if tokenizer_dir:
+        tokenizer, config = copy_tokenizer(tokenizer_dir, out)
+    else:
+        tokenizer, config = train_tokenizer(), tokenizer_config(max_len)
+        tokenizer.save(str(out / "tokenizer.json"))
+        write_json(out / "tokenizer_config.json", config)
+    names = {"bos_token_id": config.get("bos_token"), "eos_token_id": config["eos_token"]}
+    ids = {name: tokenizer.token_to_id(token) for name, token in names.items() if token}
     write_json(
         out / "config.json",
         {
@@ -99,6 +94,27 @@ def make_model(out, max_len):
         },
     )
     write_json(out / "generation_config.json", ids)
+
+
+def copy_tokenizer(directory, out):
+    for path in directory.iterdir():
+        if path.name in TOKENIZER_FILES:
+            shutil.copyfile(path, out / path.name)
+    return Tokenizer.from_file(str(out / "tokenizer.json")), json.loads((out / "tokenizer_config.json").read_text())
+
+
+def tokenizer_config(max_len):
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_len,
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "add_bos_token": True,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
 
 
 def train_tokenizer():

@@ -1,8 +1,8 @@
 //! `warmroute hash`: vLLM's block hashes of token ids.
 //!
 //! Reads `{"algo", "pythonhashseed": str|null, "block_size", "token_ids": [...], "cache_salt": str|null,
-//! "lora": [name, path]|null, "extra_keys": null|[per block: null|[tagged tuples]]}`. In `extra_keys` a list is a tuple
-//! and `{"hex": "…"}` a byte string; when given, it replaces `cache_salt` and `lora`. Writes
+//! "lora": [name, path]|null, "mm": [[identifier, offset, n_tokens]…], "extra_keys": null|[per block: null|[tagged tuples]]}`. In `extra_keys` a list is a tuple
+//! and `{"hex": "…"}` a byte string; when given, it replaces `cache_salt`, `lora` and `mm`. Writes
 //! `{"block_hashes": ["hex"...], "low64": [u64...]}`, one entry per full block.
 
 use std::io::{self, BufRead, Write};
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::lines;
-use crate::routing::hash::{BlockHasher, BlockSize, Digest, HashAlgorithm, Key, Scope};
+use crate::routing::hash::{BlockHasher, BlockSize, Digest, HashAlgorithm, Key, MmItem, Scope};
 
 /// Deepest nesting of a tuple in `extra_keys`; vLLM's own have two levels.
 const MAX_DEPTH: usize = 16;
@@ -27,6 +27,8 @@ struct Question {
     token_ids: Vec<u32>,
     cache_salt: Option<Arc<str>>,
     lora: Option<(Arc<str>, Arc<str>)>,
+    #[serde(default)]
+    mm: Vec<(Arc<str>, u32, u32)>,
     extra_keys: Option<Vec<Option<Vec<Value>>>>,
 }
 
@@ -50,13 +52,26 @@ fn answer(line: &str) -> Result<Value, String> {
             chain(&|block_idx| keys[block_idx].clone())
         }
         None => {
-            let scope = Scope { adapter: question.lora.clone(), cache_salt: question.cache_salt.clone() };
-            chain(&|block_idx| scope.keys(block_idx))
+            let mm = mm_items(question.mm)?;
+            let scope = Scope { adapter: question.lora.clone(), cache_salt: question.cache_salt.clone(), mm };
+            chain(&|block_idx| scope.keys(block_idx, block_size))
         }
     };
     let hex: Vec<String> = digests.iter().map(ToString::to_string).collect();
     let low64: Vec<u64> = digests.iter().map(Digest::low64).map(|hash| hash.0).collect();
     Ok(json!({ "block_hashes": hex, "low64": low64 }))
+}
+
+fn mm_items(given: Vec<(Arc<str>, u32, u32)>) -> Result<Vec<MmItem>, String> {
+    let item = |(identifier, offset, n_tokens)| MmItem { identifier, offset, n_tokens };
+    let items: Vec<MmItem> = given.into_iter().map(item).collect();
+    let is_apart = |pair: &[MmItem]| pair[0].end() <= u64::from(pair[1].offset);
+    if !items.iter().all(|item| item.n_tokens > 0) || !items.windows(2).all(is_apart) {
+        return Err(
+            "mm has items that are empty, overlap or are out of order, expected them as they lie in the prompt".into(),
+        );
+    }
+    Ok(items)
 }
 
 fn extra_keys(given: &[Option<Vec<Value>>], n_blocks: usize) -> Result<Vec<Vec<Key>>, String> {
@@ -108,6 +123,9 @@ mod tests {
         let tagged = with(&format!(r#""cache_salt":"other","extra_keys":{keys}"#)).expect("an answer");
         assert_eq!(salted, tagged);
         assert_ne!(with(r#""extra_keys":[null,null]"#).expect("an answer"), tagged);
+        let keys = r#"[[["mm","i",1],["cache_salt","s"]],[["mm","i",-1]]]"#;
+        let tagged = with(&format!(r#""extra_keys":{keys}"#)).expect("an answer");
+        assert_eq!(with(r#""cache_salt":"s","mm":[["i",1,2]]"#).expect("an answer"), tagged);
         assert_eq!(with(r#""extra_keys":[null,null]"#), with(r#""lora":null"#));
     }
 
@@ -115,6 +133,7 @@ mod tests {
     fn faults_say_what_was_found_and_expected() {
         let line = |rest: &str| format!(r#"{{"algo":"sha256","token_ids":[1,2],{rest}}}"#);
         assert!(fault(&line(r#""block_size":0"#)).contains("expected at least 1"));
+        assert!(fault(&line(r#""block_size":1,"mm":[["a",0,2],["b",1,1]]"#)).contains("overlap"));
         assert!(fault(&line(r#""block_size":1,"extra_keys":[null]"#)).contains("expected one for each of 2"));
         assert!(fault(&line(r#""block_size":1,"extra_keys":[[true],null]"#)).contains("expected null, a string"));
         assert!(fault(&line(r#""block_size":1,"extra_keys":[[{"hex":"0"}],null]"#)).contains("is not hex"));

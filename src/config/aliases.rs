@@ -122,9 +122,9 @@ impl Reader<'_> {
         }
     }
 
-    fn fault(&mut self, name: &str, found: &str, expected: impl ToString) {
+    fn fault(&mut self, name: &str, found: &str, expected: impl Into<String>) {
         let (path, found) = (name.to_owned(), format!("{found:?}"));
-        self.faults.push(Fault { path, found, expected: expected.to_string() });
+        self.faults.push(Fault { path, found, expected: expected.into() });
     }
 }
 
@@ -169,6 +169,11 @@ mod tests {
             }
         }
         assert_eq!(settings(&[(super::ENGINE_NAMES[0], "vllm")]), (true, TokenizerKind::Remote));
+        for endpoint in super::ENDPOINT_NAMES {
+            let config = parse(&[(endpoint, "http://tokenizer:8000")]).expect("valid");
+            let base = config.models[0].tokenizer.endpoint.as_ref().expect("an endpoint");
+            assert_eq!(base.to_string(), "http://tokenizer:8000", "{endpoint}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::aliases::NOT_REMOTE;
 use super::reader::Node;
 use super::{Human, ModelEvents};
+use crate::engine::Base;
 
 /// Longest budget as a multiple of the ordinary one, unless the configuration says otherwise: a prompt of 400 KB.
 const BUDGET_MAX_FACTOR: u32 = 5;
@@ -26,6 +27,9 @@ pub struct Tokenizer {
     /// `tokenizer.json` alone; needed by `local` and `auto`. With `remote` and without KV events it stands in when the
     /// engines do not answer.
     pub path: Option<PathBuf>,
+    /// URL of a server that is asked in the place of the model's own endpoints, such as `http://tokenizer:8000`, with the engines'
+    /// API key; null: those are asked.
+    pub endpoint: Option<Base>,
     /// The engines' API: `tokenize` (default), or `render`, which needs vLLM's `--enable-scale-out` and the engines' API key,
     /// and also reads `/v1/responses`, `/v1/messages` and, if allowed, media.
     pub api: TokenizerApi,
@@ -115,9 +119,10 @@ impl TokenizerKind {
 pub(super) fn read_tokenizer(node: &Node<'_>, message_timeout: Duration, events: &ModelEvents) -> Tokenizer {
     const CACHE: &str = "a number of bytes from 0 to 1099511627776";
     const FLAG: &str = "true or false";
-    let [kind, path, api, budget, budget_max, cache, template, media, exclude] = node.fields([
+    let [kind, path, endpoint, api, budget, budget_max, cache, template, media, exclude] = node.fields([
         "kind",
         "path",
+        "endpoint",
         "api",
         "budget",
         "budget_max",
@@ -144,6 +149,7 @@ pub(super) fn read_tokenizer(node: &Node<'_>, message_timeout: Duration, events:
     Tokenizer {
         kind: chosen,
         path: files,
+        endpoint: endpoint.optional("a URL such as http://tokenizer:8000, without user, password or query"),
         api: chosen_api,
         budget,
         budget_max,

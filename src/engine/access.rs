@@ -7,6 +7,8 @@ use std::str::FromStr;
 use reqwest::Certificate;
 use serde::Serialize;
 
+use super::Base;
+
 /// How the engines of a model are reached over HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Access {
@@ -18,8 +20,16 @@ pub struct Access {
     pub api_key_file: Option<PathBuf>,
 }
 
+impl Access {
+    /// How a server with a URL of its own is reached in the engines' place: over its own scheme, with the engines' key, and
+    /// with their certificates where it needs any.
+    pub fn of_base(&self, base: &Base) -> Self {
+        Self { scheme: base.scheme(), ..self.clone() }
+    }
+}
+
 /// `http` or `https`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
     /// Without TLS.

@@ -5,21 +5,26 @@
 //! is the endpoint's identity; with `https` the certificate must therefore name that IP address. An answer has a
 //! status, a size and, through the caller's budget, a time that it must keep.
 //!
+//! A server that tokenizes in the engines' place has a URL of its own ([`Base`]), whose host may be a name. It is asked as
+//! they are, the key included: a client for it is made from [`Access::of_base`].
+//!
 //! vLLM's `--api-key` guards `/v1` and its like and none of these three (0.32.0, `entrypoints/serve`), but gateways and
 //! sidecars in front of an engine guard everything.
 
 mod access;
 mod key;
+mod target;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{ClientBuilder, Method, RequestBuilder, Response, StatusCode, header};
+use reqwest::{Body, ClientBuilder, Method, RequestBuilder, Response, StatusCode, header};
 
 pub use access::{Access, FileError, Scheme, read_ca};
 use key::ApiKey;
 pub use key::read_key;
+pub use target::{Base, BaseError, Target};
 
 /// An idle connection is kept this long: shorter than uvicorn's keep-alive of 5 s (vLLM's default), so that a call
 /// never races with the server's closing of the connection.
@@ -80,7 +85,7 @@ impl EngineClient {
     /// # Errors
     /// [`Error`], also when the body has more than `limit` bytes. The caller bounds the time.
     pub async fn get(&self, endpoint: SocketAddr, path: &str, limit: usize) -> Result<Vec<u8>, Error> {
-        body(self.send(self.request(Method::GET, endpoint, path)).await?, limit).await
+        body(self.send(self.request(Method::GET, &endpoint.into(), path)).await?, limit).await
     }
 
     /// The body of the answer to `POST path` with a JSON body.
@@ -89,18 +94,22 @@ impl EngineClient {
     /// As [`Self::get`].
     pub async fn post_json(
         &self,
-        endpoint: SocketAddr,
+        target: &Target,
         path: &str,
-        json: Vec<u8>,
+        json: impl Into<Body>,
         limit: usize,
     ) -> Result<Vec<u8>, Error> {
-        let request = self.request(Method::POST, endpoint, path);
+        let request = self.request(Method::POST, target, path);
         let request = request.header(header::CONTENT_TYPE, "application/json").body(json);
         body(self.send(request).await?, limit).await
     }
 
-    fn request(&self, method: Method, endpoint: SocketAddr, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}://{endpoint}{path}", self.scheme))
+    fn request(&self, method: Method, target: &Target, path: &str) -> RequestBuilder {
+        let url = match target {
+            Target::Endpoint(address) => format!("{}://{address}{path}", self.scheme),
+            Target::Base(base) => format!("{base}{path}"),
+        };
+        self.http.request(method, url)
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {

@@ -13,6 +13,7 @@ pub mod report;
 pub mod settle;
 pub mod stream;
 
+use std::convert::Infallible;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -42,6 +43,7 @@ use crate::request::Api;
 use crate::routing::pick::{Decision, Outcome};
 use crate::telemetry::metrics::{Metrics, NotServedCause, StreamInFlight};
 use crate::telemetry::trace::{attribute, request_span};
+use crate::tokenizer::Late;
 
 /// A message is a body and little else: room for the protocol around it.
 const MESSAGE_OVERHEAD: usize = 1 << 20;
@@ -155,6 +157,7 @@ impl ExternalProcessor for Processor {
             router: self.router.clone(),
             shutdown: self.shutdown.clone(),
             routed: None,
+            late: None,
             _counted: self.router.metrics().open_stream(),
             _tracked: self.streams.token(),
             span,
@@ -170,6 +173,8 @@ struct Session {
     router: Arc<Router>,
     shutdown: CancellationToken,
     routed: Option<Box<Routed>>,
+    /// What may still be learned for later requests; ends with the stream.
+    late: Option<Late>,
     _counted: StreamInFlight,
     _tracked: TaskTrackerToken,
     span: Span,
@@ -223,13 +228,12 @@ impl Session {
 
     /// The next message; none when Envoy ended the stream, or when we are stopping and the request is on its way.
     async fn next_message(&mut self) -> Result<Option<ProcessingRequest>, Status> {
-        if !self.state.may_end() {
-            return self.inbound.message().await;
-        }
+        let may_end = self.state.may_end();
         tokio::select! {
             biased;
             message = self.inbound.message() => message,
-            () = self.shutdown.cancelled() => Ok(None),
+            () = self.shutdown.cancelled(), if may_end => Ok(None),
+            never = finish(&mut self.late), if self.late.is_some() => match never {},
         }
     }
 
@@ -244,7 +248,8 @@ impl Session {
 
     async fn decide(&mut self, head: &RequestHead, body: &[u8]) -> ProcessingResponse {
         self.span.record(attribute::OPERATION_NAME, Api::of_path(&head.path).operation());
-        let Answer { verdict, body } = self.router.decide(head, body).await;
+        let Answer { verdict, body, late } = self.router.decide(head, body).await;
+        self.late = late;
         let reply = self.state.decided(&verdict, body);
         match verdict {
             Verdict::Route(routed) => {
@@ -311,6 +316,23 @@ impl Session {
             served_by = ?served.address, attempts = served.n_attempts, "the pick did not serve"
         );
     }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(routed) = self.routed.take() {
+            routed.end(self.router.now());
+        }
+    }
+}
+
+/// Lets what is late go on; never returns, so that only something else ends the wait.
+async fn finish(late: &mut Option<Late>) -> Infallible {
+    if let Some(work) = late {
+        work.await;
+    }
+    *late = None;
+    std::future::pending().await
 }
 
 #[cfg(test)]

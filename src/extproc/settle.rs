@@ -44,7 +44,9 @@ pub fn settle(routed: &mut Routed, served: &Served, now: Millis) -> (Settled, bo
         } else {
             server.load.served();
         }
-        routed.in_flight.move_to(server);
+        routed.served_by(Some(server), now);
+    } else if !(settled == Settled::Retried && served.address == Some(picked.address)) {
+        routed.served_by(None, now);
     }
     (settled, is_newly_avoided)
 }
@@ -71,17 +73,18 @@ fn cannot_serve(status: u16) -> bool {
 mod tests {
     use std::net::SocketAddr;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use tokio::sync::watch;
 
     use super::super::decide::Pool;
     use super::*;
-    use crate::engine::{Access, EngineClient};
+    use crate::request::ReadOptions;
     use crate::routing::endpoint::{EndpointId, EndpointSet};
+    use crate::routing::hash::BlockHash;
+    use crate::routing::index::{PromiseLimits, Promises};
     use crate::routing::load::InFlight;
     use crate::routing::pick::{Decision, Outcome, Pick};
-    use crate::tokenizer::remote::RemoteTokenizer;
+    use crate::tokenizer::{Config, Source, Tokenizer};
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -92,14 +95,16 @@ mod tests {
         let endpoint = |port| Arc::new(Endpoint::new(EndpointId(u32::from(port)), address(port)));
         let endpoints = vec![endpoint(1), endpoint(2)];
         let set = EndpointSet { synced: true, endpoints: endpoints.clone() };
-        let client = EngineClient::new(&Access::default()).expect("a client");
         let pool = Pool {
             model: "m".into(),
             adapters: Vec::new(),
             hasher: None,
-            tokenizer: RemoteTokenizer::new(client, Duration::from_millis(1)),
+            reading: ReadOptions::default(),
+            tokenizer: Arc::new(Tokenizer::new("m".into(), Source::Text, &Config::default())),
             endpoints: watch::channel(Arc::new(set)).1,
             reports: None,
+            sync: false,
+            learned: Promises::new(PromiseLimits::LEARNED),
         };
         let pick = Pick {
             endpoint: endpoints[0].clone(),
@@ -110,7 +115,8 @@ mod tests {
         };
         let decision = Decision { model: "m".into(), pick, outcome: Outcome::NoMatch, prompt_tokens: 0 };
         let in_flight = InFlight::new(endpoints[0].clone(), Millis(0));
-        (Routed { decision, in_flight, pool: Arc::new(pool), steered_rank: None }, endpoints)
+        let promised = pool.learned.promise(&[BlockHash(1)], 0, &endpoints[0], Millis(0));
+        (Routed { decision, in_flight, promised, pool: Arc::new(pool), steered_rank: None }, endpoints)
     }
 
     #[test]

@@ -8,11 +8,12 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{Body, JsonObject, Opaque, Prompt, Question, TokensApi, json_string};
+use super::fields::{Fields, JsonObject, Text, json_string};
+use super::{Ask, Opaque, Prompt, Question, ReadOptions, TokensApi};
 
-/// A text that is borrowed from the body where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+/// What a render call needs of a completion request besides its first prompt (vLLM 0.32.0, `openai/completion/protocol.py`).
+const RENDERED: [&str; 6] =
+    ["suffix", "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "max_tokens", "cache_salt"];
 
 /// The first item of a list; the others are stepped over and cost no memory.
 struct FirstItem<T>(Option<T>);
@@ -45,14 +46,16 @@ enum First<'a> {
 }
 
 /// The prompt, or why there is none.
-pub(super) fn prompt(body: &Body<'_>) -> Prompt {
-    if body.prompt_embeds.is_some() {
-        return Prompt::Opaque(Opaque::Media);
+pub(super) fn prompt(fields: &Fields<'_>, options: &ReadOptions) -> Result<Prompt, Opaque> {
+    if fields.has("prompt_embeds") {
+        return Err(Opaque::Media);
     }
-    match body.prompt.map(first) {
-        Some(Ok(First::Text(text))) => Prompt::Text(question(body, &text)),
-        Some(Ok(First::Tokens(tokens))) if !tokens.is_empty() => Prompt::Tokens(tokens),
-        _ => Prompt::Opaque(Opaque::Invalid),
+    match first(fields.get("prompt").ok_or(Opaque::Invalid)?)? {
+        // `/tokenize` knows nothing of a model's way to fill in the middle.
+        First::Text(_) if options.ask == Ask::Tokenize && fields.has("suffix") => Err(Opaque::Inexact),
+        First::Text(text) => Ok(Prompt::Text(question(fields, &text, options))),
+        First::Tokens(tokens) if tokens.is_empty() => Err(Opaque::Invalid),
+        First::Tokens(tokens) => Ok(Prompt::Tokens(tokens)),
     }
 }
 
@@ -71,12 +74,19 @@ fn first(prompt: &RawValue) -> Result<First<'_>, Opaque> {
     parsed.ok().flatten().ok_or(Opaque::Invalid)
 }
 
-fn question(body: &Body<'_>, text: &str) -> Question {
+fn question(fields: &Fields<'_>, text: &str, options: &ReadOptions) -> Question {
     let mut object = JsonObject::new(text.len() + 128);
-    if let Some(model) = &body.model {
-        object.field("model", &json_string(model));
-    }
+    object.copy(fields, &["model"]);
     object.field("prompt", &json_string(text));
-    object.optional("add_special_tokens", body.add_special_tokens);
-    Question { api: TokensApi::Tokenize, body: object.finish() }
+    let api = match options.ask {
+        Ask::Tokenize => {
+            object.copy(fields, &["add_special_tokens"]);
+            TokensApi::Tokenize
+        }
+        Ask::Render => {
+            object.copy_given(fields, &RENDERED);
+            TokensApi::RenderCompletion
+        }
+    };
+    Question { api, body: object.finish() }
 }

@@ -94,7 +94,8 @@ impl Knowledge {
     }
 }
 
-/// What one source says to its endpoint's [`Knowledge`]. A source that is dropped says nothing any more.
+/// What one source says to its endpoint's [`Knowledge`]. A source that is dropped says nothing any more, and what it knew is
+/// forgotten.
 #[derive(Debug)]
 pub struct SourceKnowledge {
     endpoint: Arc<Knowledge>,
@@ -126,6 +127,7 @@ impl SourceKnowledge {
 impl Drop for SourceKnowledge {
     fn drop(&mut self) {
         self.mark_incomplete(false);
+        self.start_generation();
     }
 }
 
@@ -156,13 +158,14 @@ mod tests {
         source.mark_incomplete(true);
         drop(source);
         assert!(!endpoint.is_incomplete());
+        assert_eq!(endpoint.n_generations(), 1, "what it knew is forgotten");
     }
 
     #[test]
     fn generations_of_all_sources_count() {
         let endpoint = Arc::<Knowledge>::default();
-        SourceKnowledge::new(endpoint.clone()).start_generation();
-        SourceKnowledge::new(endpoint.clone()).start_generation();
+        let sources = [SourceKnowledge::new(endpoint.clone()), SourceKnowledge::new(endpoint.clone())];
+        sources.iter().for_each(SourceKnowledge::start_generation);
         assert_eq!(endpoint.n_generations(), 2);
     }
 

@@ -1,13 +1,18 @@
 //! The pick and the [`Decision`] that records it.
 //!
 //! Rule: most tokens matched on a GPU, then most that other tiers add, then fewest in flight, then at random. Where nothing
-//! matched this is least-request.
+//! matched this is least-request. What an endpoint holds speaks for it only while it is not too far ahead of the least
+//! loaded one ([`MOST_AHEAD`]): prompts of all conversations begin alike, and would otherwise all go where the first one went.
 
 use std::cmp::{Ordering, Reverse};
 use std::sync::Arc;
 
 use super::endpoint::Endpoint;
 use super::score::Candidate;
+
+/// Requests in flight that an endpoint may have more than the least loaded candidate before what it holds no longer counts:
+/// the threshold of AIBrix's Helm chart for the same purpose (`AIBRIX_PREFIX_CACHE_POD_RUNNING_REQUEST_IMBALANCE_ABS_COUNT`).
+pub const MOST_AHEAD: u32 = 16;
 
 /// The chosen endpoint and the next best one, which Envoy tries when the first cannot be reached.
 #[derive(Clone, Debug)]
@@ -26,8 +31,10 @@ pub struct Pick {
 
 /// Picks among `candidates`; none when there are none. `random` breaks ties.
 pub fn pick(candidates: &[Candidate], random: &mut fastrand::Rng) -> Option<Pick> {
-    let first = best(candidates, None, random)?;
-    let alternate = best(candidates, Some(first), random);
+    let fewest = candidates.iter().map(|candidate| candidate.in_flight).min()?;
+    let merit = |candidate: &Candidate| merit(candidate, fewest);
+    let first = best(candidates, None, merit, random)?;
+    let alternate = best(candidates, Some(first), merit, random);
     Some(Pick {
         endpoint: first.endpoint.clone(),
         matched_tokens: first.matched_tokens,
@@ -41,6 +48,7 @@ pub fn pick(candidates: &[Candidate], random: &mut fastrand::Rng) -> Option<Pick
 fn best<'a>(
     candidates: &'a [Candidate],
     except: Option<&Candidate>,
+    merit: impl Fn(&Candidate) -> Merit,
     random: &mut fastrand::Rng,
 ) -> Option<&'a Candidate> {
     let mut best: Option<&Candidate> = None;
@@ -66,8 +74,15 @@ fn best<'a>(
     best
 }
 
-fn merit(candidate: &Candidate) -> (u32, u32, Reverse<u32>) {
-    (candidate.matched_tokens, candidate.offloaded_tokens, Reverse(candidate.in_flight))
+/// Tokens on a GPU, tokens on other tiers, requests in flight.
+type Merit = (u32, u32, Reverse<u32>);
+
+fn merit(candidate: &Candidate, fewest_in_flight: u32) -> Merit {
+    let Candidate { matched_tokens, offloaded_tokens, in_flight, .. } = *candidate;
+    if in_flight - fewest_in_flight > MOST_AHEAD {
+        return (0, 0, Reverse(in_flight));
+    }
+    (matched_tokens, offloaded_tokens, Reverse(in_flight))
 }
 
 /// Why a request was picked by load although its prefix might be cached somewhere.
@@ -77,10 +92,8 @@ pub enum Fallback {
     Opaque(&'static str),
     /// The body is not a request we can read.
     UnreadableBody,
-    /// No engine answered `/tokenize`; the reason is that of the tokenizer.
+    /// The prompt's tokens are not known; the reason is that of the tokenizer.
     Tokenizer(&'static str),
-    /// No engine has announced a block yet.
-    NoIndex,
 }
 
 impl Fallback {
@@ -89,7 +102,6 @@ impl Fallback {
         match self {
             Self::Opaque(reason) | Self::Tokenizer(reason) => reason,
             Self::UnreadableBody => "unreadable_body",
-            Self::NoIndex => "no_index",
         }
     }
 }
@@ -97,8 +109,10 @@ impl Fallback {
 /// What came of the prefix lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The picked endpoint holds a prefix of the prompt.
+    /// The picked endpoint holds a prefix of the prompt, by its events, or is about to.
     PrefixMatch,
+    /// The picked endpoint was given a prefix of the prompt before; whether it still holds it nobody says.
+    LearnedMatch,
     /// The prompt was looked up and the picked endpoint holds nothing of it.
     NoMatch,
     /// The prompt was not looked up.
@@ -107,12 +121,13 @@ pub enum Outcome {
 
 impl Outcome {
     /// All values of [`Outcome::as_str`].
-    pub const NAMES: [&'static str; 3] = ["prefix_match", "no_match", "fallback"];
+    pub const NAMES: [&'static str; 4] = ["prefix_match", "learned_match", "no_match", "fallback"];
 
     /// Name in metrics, spans and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PrefixMatch => "prefix_match",
+            Self::LearnedMatch => "learned_match",
             Self::NoMatch => "no_match",
             Self::Fallback(_) => "fallback",
         }
@@ -153,6 +168,15 @@ mod tests {
         assert_eq!(picked(&warm), (2, Some(1)));
         let cold = [candidate(0, 0, 3), candidate(1, 0, 1), candidate(2, 0, 2)];
         assert_eq!(picked(&cold), (1, Some(2)));
+    }
+
+    #[test]
+    fn what_an_endpoint_holds_does_not_put_it_too_far_ahead() {
+        let with_lead = |lead| [candidate(0, 64, 5 + lead), candidate(1, 0, 5), candidate(2, 0, 6)];
+        assert_eq!(picked(&with_lead(MOST_AHEAD)), (0, Some(1)));
+        assert_eq!(picked(&with_lead(MOST_AHEAD + 1)), (1, Some(2)));
+        let all_hold = [candidate(0, 64, MOST_AHEAD + 1), candidate(1, 32, 0)];
+        assert_eq!(picked(&all_hold), (1, Some(0)));
     }
 
     #[test]

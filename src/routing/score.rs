@@ -15,19 +15,20 @@ pub struct Candidate {
     pub matched_tokens: u32,
     /// Tokens after those whose blocks it holds on any tier, without a gap.
     pub offloaded_tokens: u32,
-    /// The data-parallel rank that holds them; none where nothing matched.
+    /// The data-parallel rank that holds most of them; none where nothing is known to be held.
     pub rank: Option<u32>,
     /// Requests that this router has on the way to it.
     pub in_flight: u32,
 }
 
-/// Tokens that one rank of an endpoint can reuse.
+/// Tokens that one rank of an endpoint can reuse, or that an endpoint will be able to reuse on some rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenMatch {
     /// The endpoint.
     pub endpoint: EndpointId,
-    /// The data-parallel rank.
-    pub rank: u32,
+    /// The data-parallel rank; none where it is only promised that the endpoint will hold the blocks
+    /// ([`super::index::Promises`]).
+    pub rank: Option<u32>,
     /// Tokens on its GPU, from the start without a gap.
     pub tokens: u32,
     /// Tokens after those on any tier, without a gap.
@@ -52,13 +53,19 @@ pub fn candidates(
 }
 
 fn candidate(endpoint: &Arc<Endpoint>, matches: &[TokenMatch]) -> Candidate {
-    let its_own = matches.iter().filter(|found| found.endpoint == endpoint.id);
-    let best = its_own.max_by_key(|found| (found.tokens, found.offloaded_tokens));
+    let its_own = || matches.iter().filter(|found| found.endpoint == endpoint.id);
+    let promised_tokens = its_own().filter(|found| found.rank.is_none()).map(|found| found.tokens).max();
+    let held =
+        its_own().filter(|found| found.rank.is_some()).max_by_key(|found| (found.tokens, found.offloaded_tokens));
+    let (held_tokens, offloaded_tokens) = held.map_or((0, 0), |found| (found.tokens, found.offloaded_tokens));
+    let matched_tokens = held_tokens.max(promised_tokens.unwrap_or(0));
     Candidate {
         endpoint: endpoint.clone(),
-        matched_tokens: best.map_or(0, |found| found.tokens),
-        offloaded_tokens: best.map_or(0, |found| found.offloaded_tokens),
-        rank: best.map(|found| found.rank),
+        matched_tokens,
+        // Promised blocks may be on other tiers already: no token counts twice.
+        offloaded_tokens: held_tokens.saturating_add(offloaded_tokens).saturating_sub(matched_tokens),
+        // What is promised continues what is held, so the rank that has the one is to have the other.
+        rank: held.and_then(|found| found.rank),
         in_flight: endpoint.load.in_flight(),
     }
 }
@@ -76,16 +83,33 @@ mod tests {
         candidates.iter().map(|candidate| candidate.endpoint.id.0).collect()
     }
 
+    fn held(endpoint: u32, rank: u32, tokens: u32, offloaded_tokens: u32) -> TokenMatch {
+        TokenMatch { endpoint: EndpointId(endpoint), rank: Some(rank), tokens, offloaded_tokens }
+    }
+
+    fn promised(endpoint: u32, tokens: u32) -> TokenMatch {
+        TokenMatch { endpoint: EndpointId(endpoint), rank: None, tokens, offloaded_tokens: 0 }
+    }
+
+    /// Of each of `n` endpoints the tokens matched and offloaded, and the rank.
+    fn merged(n: u16, matches: &[TokenMatch]) -> Vec<(u32, u32, Option<u32>)> {
+        let found = candidates(&set(n), matches, |_| true, Millis(0));
+        found.iter().map(|found| (found.matched_tokens, found.offloaded_tokens, found.rank)).collect()
+    }
+
     #[test]
     fn best_rank_of_an_endpoint_counts() {
-        let found = |endpoint, rank, tokens, offloaded_tokens| {
-            let endpoint = EndpointId(endpoint);
-            TokenMatch { endpoint, rank, tokens, offloaded_tokens }
-        };
-        let matches = [found(1, 0, 32, 960), found(1, 1, 96, 0), found(1, 2, 96, 16), found(9, 0, 500, 0)];
-        let found = candidates(&set(2), &matches, |_| true, Millis(0));
-        let shown = found.iter().map(|found| (found.matched_tokens, found.offloaded_tokens, found.rank));
-        assert_eq!(shown.collect::<Vec<_>>(), [(0, 0, None), (96, 16, Some(2))]);
+        let matches = [held(1, 0, 32, 960), held(1, 1, 96, 0), held(1, 2, 96, 16), held(9, 0, 500, 0)];
+        assert_eq!(merged(2, &matches), [(0, 0, None), (96, 16, Some(2))]);
+    }
+
+    #[test]
+    fn promise_counts_where_it_is_longer_and_leaves_the_rank_that_holds_most() {
+        assert_eq!(merged(1, &[promised(0, 64)]), [(64, 0, None)]);
+        assert_eq!(merged(1, &[held(0, 3, 64, 16), promised(0, 64)]), [(64, 16, Some(3))]);
+        assert_eq!(merged(1, &[promised(0, 32), held(0, 3, 64, 0)]), [(64, 0, Some(3))]);
+        assert_eq!(merged(1, &[held(0, 3, 64, 48), held(0, 2, 32, 0), promised(0, 96)]), [(96, 16, Some(3))]);
+        assert_eq!(merged(1, &[held(0, 3, 64, 16), promised(0, 96)]), [(96, 0, Some(3))]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Tasks};
+use super::{Error, Tasks, tokenizers};
 use crate::config::{self, Config, StaticEndpoint};
 use crate::discovery::ask::{self, Ask};
 use crate::discovery::event_sources::RankSource;
@@ -18,8 +18,9 @@ use crate::events::socket::{EventPlane, Source};
 use crate::extproc::decide::{Pool, Pools};
 use crate::extproc::report::Reports;
 use crate::routing::endpoint::{Endpoint, EndpointSet};
+use crate::routing::index::{PromiseLimits, Promises};
 use crate::telemetry::metrics::Metrics;
-use crate::tokenizer::remote::RemoteTokenizer;
+use crate::tokenizer::Tokenizer;
 
 /// The pools, and what feeds them.
 #[derive(Default)]
@@ -30,6 +31,8 @@ pub(super) struct BuiltPools {
     /// What asks the endpoints about themselves, to be started when all else stands.
     asking: Vec<Ask>,
     scraping: Vec<Scrape>,
+    /// By model.
+    pub(super) tokenizers: Vec<(Arc<str>, Arc<Tokenizer>)>,
 }
 
 impl BuiltPools {
@@ -56,20 +59,29 @@ impl BuiltPools {
         let set = Arc::new(endpoint_set(listed.iter().map(|endpoint| endpoint.address), ids));
         let follower =
             Arc::new(Follower { settings: settings(model), events: events.clone(), metrics: metrics.clone() });
-        for (endpoint, listed) in set.endpoints.iter().zip(listed) {
-            follower.follow(endpoint, configured_sources(listed));
+        if model.events.sync {
+            for (endpoint, listed) in set.endpoints.iter().zip(listed) {
+                follower.follow(endpoint, configured_sources(listed));
+            }
         }
         metrics.add_model(&model.name);
         metrics.set_endpoints(&model.name, set.endpoints.len());
         let (sender, endpoints) = watch::channel(set);
-        self.watch_events(model, &client, &endpoints, follower);
+        if model.events.sync {
+            self.watch_events(model, &client, &endpoints, follower);
+        }
+        let tokenizer = Arc::new(tokenizers::build(model, client)?);
+        self.tokenizers.push((model.name.clone(), tokenizer.clone()));
         let pool = Arc::new(Pool {
             model: model.name.clone(),
             adapters: adapters(model),
             hasher: model.block_hash.hasher(),
-            tokenizer: RemoteTokenizer::new(client, model.tokenizer.budget.0),
+            reading: tokenizers::reading(&model.tokenizer),
+            tokenizer,
             endpoints: endpoints.clone(),
             reports: model.events.report.then(|| Reports::new(body_bytes)),
+            sync: model.events.sync,
+            learned: Promises::new(PromiseLimits::LEARNED),
         });
         self.pools.add(&pool, &model.aliases, model.default);
         self.endpoints.push((model.name.clone(), endpoints));
@@ -102,6 +114,11 @@ impl BuiltPools {
         }
         for scrape in self.scraping.drain(..) {
             tasks.spawn("discovery-scrape", scrape.run(shutdown.clone()));
+        }
+        for ((_, tokenizer), (_, endpoints)) in self.tokenizers.iter().zip(&self.endpoints) {
+            let endpoints = endpoints.clone();
+            let addresses = move || endpoints.borrow().endpoints.iter().map(|endpoint| endpoint.address).collect();
+            tasks.spawn("tokenizer", tokenizer.clone().run(addresses, shutdown.clone()));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! name; one that ends unasked ends the process. Stopping reads top to bottom in `Running::stop`.
 
 mod endpoints;
+mod tokenizers;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 use crate::admin::AdminState;
 use crate::admin::health::{Condition, Readiness};
 use crate::admin::sources::{self, ReadSources, SourceDigest};
-use crate::config::{self, Config};
+use crate::config::{self, Alias, Config};
 use crate::events::socket::{EventPlane, LagObserver};
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::Router;
@@ -62,6 +63,15 @@ pub enum Error {
     /// The engines cannot be asked over HTTP.
     #[error("cannot build the engines' HTTP client")]
     Engine(#[source] engine::BuildError),
+    /// A model's local tokenizer cannot be used.
+    #[error("cannot load the tokenizer of model {model:?} (models[].tokenizer.path)")]
+    Tokenizer {
+        /// The model.
+        model: Arc<str>,
+        /// What is wrong with its files.
+        #[source]
+        source: crate::tokenizer::local::LoadError,
+    },
     /// Signals cannot be handled.
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
@@ -137,6 +147,9 @@ impl Running {
             extproc = %address_of(&extproc_listener), admin = %address_of(&admin_listener),
             version = env!("CARGO_PKG_VERSION"), "warmroute is starting"
         );
+        for Alias { name, setting } in &config.aliases {
+            warn!(name, setting, "a variable of AIBrix is taken for a setting of ours: use that");
+        }
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::default();
         let index =
@@ -145,6 +158,7 @@ impl Running {
         let snapshots = Snapshots::load(snapshots_config(&config.events), events.clone(), metrics.clone()).await;
         let mut built = BuiltPools::new(config, &metrics, &events)?;
         observe(&metrics, &events, &built.endpoints);
+        tokenizers::observe(&metrics, built.tokenizers.clone());
         readiness.set(Condition::DiscoverySynced, true);
 
         let [shutdown, shutdown_background, shutdown_admin] = std::array::from_fn(|_| CancellationToken::new());

@@ -1,16 +1,57 @@
 //! Token ids of a prompt, exactly as the engine will see them.
 //!
-//! [`remote`] asks an engine. Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load.
+//! A [`Tokenizer`] answers from its cache, or through its [`Source`]: the engines themselves ([`remote`], read by [`render`]), a tokenizer in this
+//! process ([`local`]) that may speak for them once it is trusted, or, for an index that no engine feeds, the bytes of the text.
+//!
+//! Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load. What may still come of a question after
+//! that is handed to the caller as well ([`Late`]): it lives as long as the request, and ends with it.
 
+mod ask;
+mod budget;
+mod cache;
+pub mod local;
 pub mod remote;
+pub mod render;
+mod text;
+mod trust;
+mod workers;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::engine;
+use crate::routing::hash::MmItem;
+pub use budget::Budget;
+use cache::TokenCache;
+use local::{LocalStatus, LocalTokenizer};
+use remote::{RemoteStatus, RemoteTokenizer};
+use trust::Trust;
+use workers::Workers;
 
 /// The tokens of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// Token ids, as the engine sees them.
     pub ids: Vec<u32>,
+    /// The request's `cache_salt`, where the answer tells it: render APIs do.
+    pub cache_salt: Option<String>,
+    /// Where images, audio and video lie in the prompt, in its order and apart from each other.
+    pub mm: Vec<MmItem>,
+}
+
+impl Tokens {
+    /// Memory in use.
+    fn n_bytes(&self) -> usize {
+        let salt = self.cache_salt.as_ref().map_or(0, String::len);
+        let identifiers: usize = self.mm.iter().map(|item| item.identifier.len()).sum();
+        size_of::<Self>() + size_of_val(&*self.ids) + salt + size_of_val(&*self.mm) + identifiers
+    }
 }
 
 /// Why a prompt's tokens are not known. None of them is the client's fault or concern.
@@ -21,13 +62,28 @@ pub enum Error {
     NoEndpoint,
     /// The budget was used up.
     #[error("no tokens within the budget of {0:?}")]
-    Budget(std::time::Duration),
+    Budget(Duration),
     /// The endpoint did not answer, or not with 200, or with more than any list of tokens could be.
-    #[error("/tokenize could not be asked")]
+    #[error("the engine could not be asked for tokens")]
     Engine(#[from] engine::Error),
-    /// The answer is not what `/tokenize` answers.
-    #[error("the answer to /tokenize is not a list of as many token ids as it counts")]
+    /// As many calls as may be are under way.
+    #[error("too many calls for tokens are under way")]
+    Busy,
+    /// Those that could be asked have failed, and no check of them has succeeded since.
+    #[error("whoever could be asked for tokens has failed lately")]
+    Open,
+    /// The endpoint makes other tokens of a fixed text than most of its pool.
+    #[error("the endpoint answers for another model or tokenizer")]
+    Differs,
+    /// The answer is not what the engine's API answers.
+    #[error("the answer is not a list of as many token ids as it counts")]
     Nonsense,
+    /// The local tokenizer cannot say.
+    #[error("the local tokenizer does not do what this prompt needs")]
+    Unsupported(#[source] local::Unsupported),
+    /// The local tokenizer's code panicked.
+    #[error("the local tokenizer panicked")]
+    Panicked,
 }
 
 impl Error {
@@ -39,7 +95,194 @@ impl Error {
             Self::Engine(engine::Error::Unreachable(_)) => "tokenizer_unreachable",
             Self::Engine(engine::Error::Status(_)) => "tokenizer_status",
             Self::Engine(engine::Error::TooLarge(_)) => "tokenizer_too_large",
+            Self::Busy => "tokenizer_busy",
+            Self::Open => "tokenizer_open",
+            Self::Differs => "tokenizer_differs",
             Self::Nonsense => "tokenizer_nonsense",
+            Self::Unsupported(_) => "tokenizer_unsupported",
+            Self::Panicked => "tokenizer_panicked",
         }
+    }
+}
+
+/// Where the tokens of a model's prompts come from.
+#[derive(Debug)]
+pub enum Source {
+    /// The engines.
+    Remote {
+        /// Asks them.
+        remote: Arc<RemoteTokenizer>,
+        /// What stands in when they do not answer: only where no engine feeds the index, since nobody has compared it.
+        stand_in: Option<StandIn>,
+    },
+    /// A tokenizer in this process, whatever the engines say.
+    Local(Arc<LocalTokenizer>),
+    /// The engines until the local tokenizer has agreed with them often enough, from then on that one.
+    Auto {
+        /// Asks the engines.
+        remote: Arc<RemoteTokenizer>,
+        /// Is compared with them.
+        local: Arc<LocalTokenizer>,
+    },
+    /// The bytes of the text.
+    Text,
+}
+
+/// What stands in for engines that do not answer.
+#[derive(Debug)]
+pub enum StandIn {
+    /// A tokenizer in this process.
+    Local(Arc<LocalTokenizer>),
+    /// The bytes of the text.
+    Text,
+}
+
+/// What the ids of an answer are. Ids of one space say nothing about those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// The model's tokens.
+    Model,
+    /// Bytes of text.
+    Text,
+}
+
+/// What is still under way when a caller has its answer; for as long as it is polled. Dropping it ends the calls.
+pub type Late = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What came of a question.
+pub struct Asked {
+    /// The tokens and what they are, or why there are none.
+    pub tokens: Result<(Arc<Tokens>, Space), Error>,
+    /// What may still come of it, for later requests.
+    pub late: Option<Late>,
+}
+
+/// Settings of a [`Tokenizer`].
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Longest time for the tokens of a prompt.
+    pub budget: Budget,
+    /// Memory for the tokens of prompts that were seen before, in bytes.
+    pub cache_bytes: usize,
+}
+
+/// Gives the token ids of one model's prompts.
+pub struct Tokenizer {
+    model: Arc<str>,
+    budget: Budget,
+    cache: TokenCache,
+    ways: Ways,
+}
+
+/// A [`Source`] at work.
+enum Ways {
+    Remote { remote: Arc<RemoteTokenizer>, stand_in: Option<Local> },
+    Local(Workers),
+    Auto { remote: Arc<RemoteTokenizer>, local: Workers, trust: Trust },
+    Text,
+}
+
+enum Local {
+    Workers(Workers),
+    Text,
+}
+
+/// A tokenizer at one moment; counts are since the start.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerStatus {
+    /// Questions that the cache answered.
+    pub n_cache_hits: u64,
+    /// Questions that it did not answer.
+    pub n_cache_misses: u64,
+    /// Memory of the cache.
+    pub cache_bytes: u64,
+    /// Whether the local tokenizer speaks for the engines; none where that is not a question.
+    pub is_trusted: Option<bool>,
+    /// Prompts of which the local tokenizer's ids were compared with the engines'.
+    pub n_compared: u64,
+    /// Those with a difference.
+    pub n_differences: u64,
+    /// Of the engines' clients.
+    pub remote: Option<RemoteStatus>,
+    /// Of the tokenizer in this process.
+    pub local: Option<LocalStatus>,
+}
+
+impl Tokenizer {
+    /// A tokenizer for the prompts of `model`.
+    pub fn new(model: Arc<str>, source: Source, config: &Config) -> Self {
+        let ways = match source {
+            Source::Remote { remote, stand_in } => Ways::Remote { remote, stand_in: stand_in.map(Local::from) },
+            Source::Local(local) => Ways::Local(Workers::new(local)),
+            Source::Auto { remote, local } => {
+                Ways::Auto { remote, local: Workers::new(local), trust: Trust::default() }
+            }
+            Source::Text => Ways::Text,
+        };
+        Self { model, budget: config.budget, cache: TokenCache::new(config.cache_bytes), ways }
+    }
+
+    /// Watches over the engines that are asked, off the path of requests.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn run(
+        self: Arc<Self>,
+        endpoints: impl Fn() -> Vec<SocketAddr> + Send + 'static,
+        shutdown: CancellationToken,
+    ) -> Result<(), Infallible> {
+        match &self.ways {
+            Ways::Remote { remote, .. } | Ways::Auto { remote, .. } => remote.clone().run(endpoints, shutdown).await,
+            Ways::Local(_) | Ways::Text => {
+                shutdown.cancelled().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// What it has done so far, and how it stands.
+    pub fn status(&self) -> TokenizerStatus {
+        let (n_cache_hits, n_cache_misses) = self.cache.counts();
+        let (remote, local, trust) = match &self.ways {
+            Ways::Remote { remote, stand_in } => (Some(remote), stand_in.as_ref().and_then(Local::workers), None),
+            Ways::Local(local) => (None, Some(local), None),
+            Ways::Auto { remote, local, trust } => (Some(remote), Some(local), Some(trust)),
+            Ways::Text => (None, None, None),
+        };
+        let (n_compared, n_differences) = trust.map(Trust::counts).unwrap_or_default();
+        TokenizerStatus {
+            n_cache_hits,
+            n_cache_misses,
+            cache_bytes: self.cache.n_bytes(),
+            is_trusted: trust.map(Trust::is_trusted),
+            n_compared,
+            n_differences,
+            remote: remote.map(|remote| remote.status()),
+            local: local.map(Workers::status),
+        }
+    }
+}
+
+impl From<StandIn> for Local {
+    fn from(stand_in: StandIn) -> Self {
+        match stand_in {
+            StandIn::Local(local) => Self::Workers(Workers::new(local)),
+            StandIn::Text => Self::Text,
+        }
+    }
+}
+
+impl Local {
+    fn workers(&self) -> Option<&Workers> {
+        match self {
+            Self::Workers(workers) => Some(workers),
+            Self::Text => None,
+        }
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("model", &self.model).field("status", &self.status()).finish_non_exhaustive()
     }
 }

@@ -21,10 +21,11 @@ use warmroute::discovery::event_sources::RankSource;
 use warmroute::discovery::scrape::Scrape;
 use warmroute::discovery::{Finding, OnFinding};
 use warmroute::engine::{Access, BuildError, EngineClient, Error, Scheme, install_tls};
+use warmroute::request::{Question, TokensApi};
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
-use warmroute::tokenizer::remote::RemoteTokenizer;
+use warmroute::tokenizer::remote::Targets;
 
-use crate::fakes::{DEADLINE, eventually};
+use crate::fakes::{DEADLINE, eventually, remote_tokenizer};
 
 /// Pause between two questions, instead of half a minute.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -222,11 +223,13 @@ async fn tokens_come_over_tls_with_the_key_of_the_file() {
     let engine = TlsEngine::start();
     let (ca, key) = (File::with("ca", &engine.certificate), File::with("key", "the-key\n"));
     let access = Access { scheme: Scheme::Https, ca: Some(ca.0.clone()), api_key_file: Some(key.0.clone()) };
-    let tokenizer = RemoteTokenizer::new(EngineClient::new(&access).unwrap(), DEADLINE);
-    assert_eq!(tokenizer.tokenize(engine.address, b"{}".to_vec()).await.unwrap(), [1, 2]);
+    let tokenizer = remote_tokenizer(&access, DEADLINE);
+    let question = Arc::new(Question { api: TokensApi::Tokenize, body: b"{}".to_vec() });
+    let targets = Targets { first: Some(engine.address), hedge: None };
+    assert_eq!(tokenizer.ask(question.clone(), targets).await.unwrap().ids, [1, 2]);
     std::fs::write(&key.0, "another-key").unwrap();
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    assert_eq!(tokenizer.tokenize(engine.address, b"{}".to_vec()).await.unwrap(), [1, 2]);
+    assert_eq!(tokenizer.ask(question.clone(), targets).await.unwrap().ids, [1, 2]);
     let requests = engine.requests.lock().unwrap().clone();
     assert!(requests[0].starts_with("post /tokenize http/1.1\r\n"), "{requests:?}");
     assert!(requests[0].contains("authorization: bearer the-key\r\n"), "{requests:?}");
@@ -239,11 +242,14 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
     let ca = File::with("other-ca", &other.certificate);
     let access = Access { scheme: Scheme::Https, ca: Some(ca.0.clone()), api_key_file: None };
     let client = EngineClient::new(&access).unwrap();
-    let refused = client.post_json(engine.address, "/tokenize", b"{}".to_vec(), 100).await;
+    let refused = client.post_json(&engine.address.into(), "/tokenize", b"{}".to_vec(), 100).await;
     assert!(matches!(refused, Err(Error::Unreachable(_))), "{refused:?}");
     assert!(engine.requests.lock().unwrap().is_empty(), "nothing may be sent to a stranger");
     let plain = EngineClient::new(&Access::default()).unwrap();
-    assert!(plain.post_json(engine.address, "/tokenize", b"{}".to_vec(), 100).await.is_err(), "not a word of TLS");
+    assert!(
+        plain.post_json(&engine.address.into(), "/tokenize", b"{}".to_vec(), 100).await.is_err(),
+        "not a word of TLS"
+    );
 }
 
 #[tokio::test]

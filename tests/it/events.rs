@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warmroute::events::socket::{EventPlane, ModelSettings, Source, SourceState, SourceStatus};
-use warmroute::routing::endpoint::{EndpointId, Knowledge};
+use warmroute::routing::endpoint::{Endpoint, EndpointId, Knowledge};
 use warmroute::routing::hash::own::OwnHasher;
 use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
 use warmroute::routing::index::{IndexLimits, KeyKinds, KeyspaceKind, Overlaps, PrefixIndex};
+use warmroute::routing::load::Millis;
 
 use crate::captures::{Capture, captures};
 use crate::fake_publisher::{Behaviour, FakePublisher, ReplyForm, batch, removed, stored};
@@ -224,6 +225,39 @@ fn cleared_cache_is_not_credited() {
 }
 
 #[test]
+fn promises_end_with_the_cache_and_with_the_source() {
+    const NOW: Millis = Millis(0);
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the first prompt", |router| router.plain(&prompt(0, 3)) == 3);
+    let knowledge = router.knowledge.clone();
+    let endpoint = Arc::new(Endpoint { knowledge, ..Endpoint::new(ENDPOINT, ADDRESS.parse().unwrap()) });
+    let (_, index) = router.index.keyspaces_of(MODEL).remove(0);
+    let lacking = hashes(&prompt(1, 3));
+    let promised = || {
+        let mut promised = Vec::new();
+        index.promises().extend(&lacking, std::iter::empty(), NOW, &mut promised);
+        promised
+    };
+
+    let _first = index.promises().promise(&lacking, 0, &endpoint, NOW).unwrap();
+    assert_eq!(promised(), [(ENDPOINT, 3)]);
+    publisher.publish(batch(&[json!({"type": "AllBlocksCleared"})]));
+    router.wait_for("the end of what was promised of the cleared cache", |_| promised().is_empty());
+
+    let _second = index.promises().promise(&lacking, 0, &endpoint, NOW).unwrap();
+    assert_eq!(promised(), [(ENDPOINT, 3)]);
+    router.plane.remove(ENDPOINT);
+    let started = Instant::now();
+    while !promised().is_empty() {
+        assert!(started.elapsed() < DEADLINE, "the source is gone");
+        std::thread::yield_now();
+    }
+    router.plane.stop();
+}
+
+#[test]
 fn hashes_of_another_algorithm_are_shown_as_disproved_and_credited_by_our_own() {
     let publisher = FakePublisher::start(Behaviour::default());
     publisher.publish(stored_prompt(0, 3));
@@ -363,5 +397,5 @@ fn expectation(record: &Value) -> Option<(Vec<u32>, Scope, u32)> {
     }
     let n_cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
     let cache_salt = body["cache_salt"].as_str().map(Into::into);
-    Some((tokens, Scope { adapter, cache_salt }, u32::try_from(n_cached).unwrap()))
+    Some((tokens, Scope { adapter, cache_salt, mm: Vec::new() }, u32::try_from(n_cached).unwrap()))
 }

@@ -27,11 +27,15 @@ use warmroute::engine::{Access, EngineClient};
 use warmroute::extproc::decide::{Pool, Pools, Router};
 use warmroute::extproc::report::Reports;
 use warmroute::extproc::{self, Config};
+use warmroute::request::ReadOptions;
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
 use warmroute::routing::hash::{BlockHasher, BlockSize, HashAlgorithm, Scope};
-use warmroute::routing::index::{Holder, IndexLimits, KeyKinds, Keyspace, KeyspaceKind, PrefixIndex, SlotWriter, Tier};
+use warmroute::routing::index::{
+    Holder, IndexLimits, KeyKinds, Keyspace, KeyspaceKind, PrefixIndex, PromiseLimits, Promises, SlotWriter, Tier,
+};
 use warmroute::telemetry::metrics::Metrics;
-use warmroute::tokenizer::remote::RemoteTokenizer;
+use warmroute::tokenizer::remote::{RemoteConfig, RemoteTokenizer};
+use warmroute::tokenizer::{self, Budget, Tokenizer};
 
 /// Longest that any wait in a test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -100,6 +104,15 @@ pub(crate) fn characters(text: &str) -> Vec<u32> {
     text.chars().map(u32::from).collect()
 }
 
+/// Asks the engines of a pool, each request within `budget`.
+pub(crate) fn remote_tokenizer(access: &Access, budget: Duration) -> Arc<RemoteTokenizer> {
+    let config = RemoteConfig { budget: Budget { base: budget, max: budget }, endpoint: None };
+    Arc::new(RemoteTokenizer::new(EngineClient::new(access).unwrap(), config))
+}
+
+/// Longest wait for tokens in a [`FakeRouter`].
+pub(crate) const BUDGET: Duration = Duration::from_millis(300);
+
 /// A router with one pool, `tiny`, serving on a real port.
 pub(crate) struct FakeRouter {
     pub(crate) address: SocketAddr,
@@ -120,13 +133,23 @@ impl FakeRouter {
         let endpoints: Vec<_> = addresses.iter().enumerate().map(number).collect();
         let (set, receiver) = watch::channel(Arc::new(EndpointSet { synced: true, endpoints: endpoints.clone() }));
         let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).unwrap();
+        let remote = remote_tokenizer(&Access::default(), BUDGET);
+        let budget = Budget { base: BUDGET, max: BUDGET };
+        let source = tokenizer::Source::Remote { remote, stand_in: None };
         let pool = Arc::new(Pool {
             model: "tiny".into(),
             adapters: vec![("lora-a".into(), "path".into())],
             hasher: Some(hasher.clone()),
-            tokenizer: RemoteTokenizer::new(EngineClient::new(&Access::default()).unwrap(), Duration::from_millis(300)),
+            reading: ReadOptions::default(),
+            tokenizer: Arc::new(Tokenizer::new(
+                "tiny".into(),
+                source,
+                &tokenizer::Config { budget, cache_bytes: 1 << 20 },
+            )),
             endpoints: receiver,
             reports: Some(Reports::new(BODY_BYTES)),
+            sync: true,
+            learned: Promises::new(PromiseLimits::LEARNED),
         });
         let mut pools = Pools::default();
         pools.add(&pool, &["alias".to_owned()], true);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use warmroute::events::wire::{BlockStored, EngineHash, Event, EventBatch, ExtraItem};
-use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, Digest, HashAlgorithm, Key, Scope};
+use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, Digest, HashAlgorithm, Key, MmItem, Scope};
 
 use crate::captures::{Capture, captures, frames};
 
@@ -48,6 +48,15 @@ fn key(value: &Value) -> Key {
 
 fn keys(value: &Value) -> Vec<Key> {
     value.as_array().map(|items| items.iter().map(key).collect()).unwrap_or_default()
+}
+
+fn mm_items(features: &Value) -> Vec<MmItem> {
+    let item = |feature: &Value| MmItem {
+        identifier: feature["identifier"].as_str().unwrap().into(),
+        offset: feature["offset"].as_u64().unwrap() as u32,
+        n_tokens: feature["length"].as_u64().unwrap() as u32,
+    };
+    features.as_array().into_iter().flatten().map(item).collect()
 }
 
 fn assert_digests(digests: &[Digest], entry: &Value) {
@@ -104,25 +113,32 @@ fn requests_with_every_kind_of_extra_key_equal_the_engines() {
 
 #[test]
 fn a_requests_scope_makes_the_engines_extra_keys() {
-    let mut n_checked = 0;
+    let (mut n_text, mut n_mm) = (0, 0);
     for entry in entries(&vectors(), "requests") {
-        let is_text = entry["mm_features"].as_array().is_none_or(Vec::is_empty);
-        if !is_text || entry["name"].as_str().unwrap().starts_with("prompt_embeds") {
+        let name = entry["name"].as_str().unwrap();
+        if name.starts_with("prompt_embeds") {
             continue;
         }
         let text = |value: &Value| -> Arc<str> { value.as_str().unwrap().into() };
         let lora = &entry["lora"];
+        let mm = mm_items(&entry["mm_features"]);
+        *(if mm.is_empty() { &mut n_text } else { &mut n_mm }) += 1;
         let scope = Scope {
             adapter: lora.is_array().then(|| (text(&lora[0]), text(&lora[1]))),
             cache_salt: entry["cache_salt"].is_string().then(|| text(&entry["cache_salt"])),
+            mm,
         };
         let block_size = BlockSize::new(entry["block_size"].as_u64().unwrap() as u32).unwrap();
-        let hashes = hasher(entry).scoped_chain(&tokens(&entry["token_ids"]), block_size, &scope);
+        let tokens = tokens(&entry["token_ids"]);
+        for block_idx in 0..tokens.len() / block_size.get() as usize {
+            assert_eq!(scope.keys(block_idx, block_size), keys(&entry["hash_extra_keys"][block_idx]), "{name}");
+        }
+        let hashes = hasher(entry).scoped_chain(&tokens, block_size, &scope);
         let low64: Vec<u64> = hashes.iter().map(|hash| hash.0).collect();
-        assert_eq!(serde_json::json!(low64), entry["low64"], "{}", entry["name"]);
-        n_checked += 1;
+        assert_eq!(serde_json::json!(low64), entry["low64"], "{} {name}", entry["algo"]);
     }
-    assert!(n_checked > 20, "only {n_checked} requests are plain, salted or of an adapter");
+    assert!(n_text > 20, "only {n_text} requests are plain, salted or of an adapter");
+    assert!(n_mm > 10, "only {n_mm} requests have multimodal items");
 }
 
 #[test]
@@ -215,7 +231,7 @@ fn assert_prompts_announced(capture: &Capture, hasher: &BlockHasher, derived: &H
         if body["model"] != "tiny" || !body["prompt_embeds"].is_null() || !is_ours {
             continue;
         }
-        let scope = Scope { adapter: None, cache_salt: salt.map(Arc::from) };
+        let scope = Scope { cache_salt: salt.map(Arc::from), ..Scope::default() };
         for prompt in scenario["prompt_token_ids"].as_array().into_iter().flatten() {
             let hashes = hasher.scoped_chain(&tokens(prompt), block_size, &scope);
             assert!(hashes.iter().all(|hash| derived.contains_key(hash)), "{:?} {}", capture.path, scenario["name"]);

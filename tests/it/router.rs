@@ -140,7 +140,18 @@ async fn a_tokenizer_fault_ends_in_a_pick_by_load() {
         assert_eq!(destination, Some(engine.address.to_string()), "{behaviour:?}");
         assert_eq!(router.metric(&series), before + 1.0, "{behaviour:?}");
         assert!(started.elapsed() < Duration::from_secs(10), "{behaviour:?}");
+        engine.set(Tokenize::Characters);
+        router.complete(json!({ "prompt": PROMPT })).await;
     }
+    engine.set(Tokenize::Status(500));
+    for _ in 0..3 {
+        router.complete(json!({ "prompt": PROMPT })).await;
+    }
+    let n_asked = engine.asked().len();
+    let (_stream, destination) = router.complete(json!({ "prompt": PROMPT })).await;
+    assert_eq!(destination, Some(engine.address.to_string()), "an endpoint that is not asked for tokens serves");
+    assert_eq!(router.metric("warmroute_fallbacks_total{reason=\"tokenizer_open\"}"), 1.0);
+    assert_eq!(engine.asked().len(), n_asked, "after three failures in a row nothing is asked");
 }
 
 #[tokio::test]

@@ -149,7 +149,7 @@ async fn a_request_is_one_span_with_its_decision_and_who_served() {
         (attribute::SERVER_ADDRESS, text("127.0.0.1")),
         (attribute::SERVER_PORT, Some(Value::IntValue(1))),
         (attribute::DECISION_OUTCOME, text("fallback")),
-        (attribute::DECISION_FALLBACK, text("no_index")),
+        (attribute::DECISION_FALLBACK, text("tokenizer_unreachable")),
         (attribute::RESPONSE_STATUS_CODE, Some(Value::IntValue(200))),
     ] {
         assert_eq!(value(&span.attributes, key), expected.as_ref(), "{key}");

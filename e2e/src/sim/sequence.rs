@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use warmroute::routing::hash::{BlockHasher, Digest, Scope};
+use warmroute::routing::hash::{BlockHasher, BlockSize, Digest, Scope};
 
 use super::event::{BlockStored, KvEvent};
 use super::pool::{BlockId, BlockPool};
@@ -161,10 +161,12 @@ impl Sequence {
 
     fn extend_hashes(&mut self, hasher: &BlockHasher) {
         let n_full = self.tokens.len() / self.block_size;
+        let block_size =
+            u32::try_from(self.block_size).ok().and_then(BlockSize::new).expect("block size came from a u32");
         for block_idx in self.hashes.len()..n_full {
             let parent = self.hashes.last().copied().unwrap_or(hasher.root());
             let tokens = &self.tokens[block_idx * self.block_size..(block_idx + 1) * self.block_size];
-            let hash = hasher.block(&parent, tokens, &self.scope.keys(block_idx));
+            let hash = hasher.block(&parent, tokens, &self.scope.keys(block_idx, block_size));
             self.hashes.push(hash);
         }
     }
@@ -196,5 +198,6 @@ fn scope(request: &NewRequest) -> Scope {
     Scope {
         adapter: adapter.map(|adapter| (adapter.name.as_str().into(), adapter.path.as_str().into())),
         cache_salt: request.cache_salt.as_deref().map(Into::into),
+        mm: Vec::new(),
     }
 }

@@ -4,6 +4,7 @@
 //! and the NVIDIA libraries that PyPI's torch links to. What vLLM's wheel asks for and how the pins differ: `pins/README.md`.
 
 use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,6 +13,8 @@ use anyhow::{Context, Result, ensure};
 use crate::cache::{Cache, item_name};
 use crate::fetch;
 use crate::tool::{Python, run};
+
+use super::family::Family;
 
 /// The release of vLLM that the harness runs.
 pub const VLLM_VERSION: &str = "0.32.0";
@@ -90,17 +93,34 @@ impl Install {
     }
 
     /// A directory with the model in `tiny` and its LoRA adapter in `lora-a`, for prompts of up to `max_model_len` tokens.
-    pub(super) fn model(&self, cache: &Cache, max_model_len: u32) -> Result<PathBuf> {
-        let item = item_name(&format!("model-{max_model_len}"), &[MAKE_MODEL]);
+    pub(super) fn model(&self, cache: &Cache, max_model_len: u32, family: Family) -> Result<PathBuf> {
+        let files = family.files();
+        let contents: Vec<&str> = iter::once(MAKE_MODEL).chain(files.iter().map(|(_, contents)| *contents)).collect();
+        let item = item_name(&model_name(max_model_len, family), &contents);
         cache.get(&item, |dir| {
             let script = dir.join("make_model.py");
             write(&script, MAKE_MODEL)?;
-            run(Command::new(self.python())
-                .arg(&script)
-                .arg(dir.join("model"))
-                .args(["--max-len", &max_model_len.to_string()]))?;
+            let mut command = Command::new(self.python());
+            command.arg(&script).arg(dir.join("model")).args(["--max-len", &max_model_len.to_string()]);
+            if !files.is_empty() {
+                let tokenizer = dir.join("tokenizer");
+                fs::create_dir(&tokenizer).with_context(|| format!("cannot create {}", tokenizer.display()))?;
+                for (name, contents) in files {
+                    write(&tokenizer.join(name), contents)?;
+                }
+                command.arg("--tokenizer").arg(&tokenizer);
+            }
+            run(&mut command)?;
             Ok(())
         })
+    }
+}
+
+/// The part of the item's name that people read.
+fn model_name(max_model_len: u32, family: Family) -> String {
+    match family {
+        Family::Tiny => format!("model-{max_model_len}"),
+        other => format!("model-{}-{max_model_len}", other.name()),
     }
 }
 

@@ -6,8 +6,10 @@
 
 mod credit;
 mod engine;
+mod render;
 mod routed;
 mod setup;
+mod tokens;
 
 /// Held by a test for as long as its servers run.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

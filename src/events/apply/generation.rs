@@ -10,9 +10,10 @@ use crate::routing::hash::own::{BlockContent, OwnHasher};
 use crate::routing::hash::{BlockHash, BlockSize};
 use crate::routing::index::{ContentDigest, KeyKinds, Keyspace, KeyspaceKind, Tier};
 
+use super::chain::{Chain, continued_kinds};
 use super::own::{OwnBlocks, contents};
 use super::parked::Parked;
-use super::proof::{FirstBlock, Proof, continued_kinds};
+use super::proof::Proof;
 use super::slots::TierSlots;
 use super::{Shared, report};
 
@@ -179,7 +180,8 @@ impl Generation {
     fn learn(&mut self, stored: &BlockStored<'_>, shared: &Shared) {
         self.shows_extra_keys |= stored.extra_keys.is_some();
         if let Some(hasher) = &shared.hasher {
-            report(&shared.name, &self.proof.examine(stored, hasher, &shared.settings));
+            let findings = self.proof.examine(stored, hasher, &shared.settings);
+            findings.iter().for_each(|finding| report(&shared.name, finding));
         }
         if let Some(engine) = &mut self.engine {
             engine.set_proved(self.proof.proved);
@@ -190,17 +192,18 @@ impl Generation {
         }
     }
 
-    /// What may be credited in Own: a publisher that hides salts has salted blocks among the others.
+    /// What may be credited in Own: a publisher that hides extra keys has salted blocks among the others, and those of different
+    /// images under the same placeholder tokens.
     pub(super) fn own_kinds(&self) -> KeyKinds {
-        let salt = if self.shows_extra_keys { KeyKinds::SALT } else { KeyKinds::NONE };
-        KeyKinds::PLAIN | KeyKinds::ADAPTERS | salt
+        let shown = if self.shows_extra_keys { KeyKinds::SALT | KeyKinds::MM } else { KeyKinds::NONE };
+        KeyKinds::PLAIN | KeyKinds::ADAPTERS | shown
     }
 
     fn place_of(&self, stored: &BlockStored<'_>, hashes: &[BlockHash], shared: &Shared) -> Place {
         let own_key = |hash| self.own.as_ref().and_then(|own| own.key_of(hash));
         let Some(parent) = stored.parent.map(|parent| parent.low64()) else {
-            let first = FirstBlock::of(stored, &shared.settings);
-            let is_proved = first.is_some_and(|first| self.proof.proved.contains(first.kinds()));
+            let chain = Chain::of(stored, &shared.settings);
+            let is_proved = chain.is_some_and(|chain| self.proof.proved.contains(chain.required()));
             // A chain stays together, also when it is proved later.
             let is_in_own = hashes.first().is_some_and(|hash| own_key(*hash).is_some());
             return if is_proved && !is_in_own { Place::Engine } else { Place::Own(shared.own_hasher.root()) };
@@ -329,8 +332,10 @@ impl Generation {
         let may_be_ours = kinds.is_some_and(|kinds| !self.proof.disproved.intersects(kinds));
         let was_stored = may_be_ours
             && self.store_engine(&Blocks { tier, hashes: orphans, contents: None, is_announced_again: false }, shared);
-        // A salt is in the first block alone, so any chain may be salted.
-        let is_surely_ours = kinds.is_some_and(|kinds| self.proof.proved.contains(kinds | KeyKinds::SALT));
+        // A salt is in the first block alone, so any chain may be salted. Any may have an item in earlier blocks, too, but unlike a
+        // salt one keeps a chain out of Engine only once the form of items is disproved.
+        let is_surely_ours = kinds.is_some_and(|kinds| self.proof.proved.contains(kinds | KeyKinds::SALT))
+            && !self.proof.disproved.intersects(KeyKinds::MM);
         let was_parked = !is_surely_ours && self.park(parent, tier, orphans, contents.as_deref(), shared);
         was_stored || was_parked || known.is_some()
     }

@@ -19,6 +19,7 @@
 //!
 //! Token ids and salts are never logged.
 
+mod chain;
 mod generation;
 pub mod image;
 mod own;
@@ -230,7 +231,6 @@ impl Shared {
 
 fn report(name: &SourceName, finding: &Finding) {
     match finding {
-        Finding::Nothing => {}
         Finding::Proved(kinds) => {
             info!(endpoint = %name.address, rank = name.rank, %kinds, "KV event hashes are proved");
         }

@@ -61,6 +61,7 @@ impl Kind {
         Scope {
             adapter: (self == Self::Adapted).then(|| (ADAPTER.0.into(), ADAPTER.1.into())),
             cache_salt: (self == Self::Salted).then(|| "salt".into()),
+            mm: Vec::new(),
         }
     }
 }
@@ -131,7 +132,8 @@ fn prompts_of(kind: Kind, n_common: &[usize], hasher: &BlockHasher) -> Vec<Promp
         let mut tokens = prompts.last().map_or_else(Vec::new, |before| before.tokens[..n_common_tokens].to_vec());
         tokens.extend(own.skip(tokens.len()));
         let scope = kind.scope();
-        let digests = hasher.chain(hasher.root(), &tokens, block_size(), |block_idx| scope.keys(block_idx));
+        let digests =
+            hasher.chain(hasher.root(), &tokens, block_size(), |block_idx| scope.keys(block_idx, block_size()));
         let hashes = digests.iter().map(Digest::low64).collect();
         let own_keys = OwnHasher::new(MODEL).scoped_chain(&tokens, block_size(), &scope);
         prompts.push(Prompt { name: (kind, prompt_idx), kind, tokens, digests, hashes, own_keys });

@@ -316,6 +316,7 @@ impl Subscription {
             is_cleared |= self.obey(now, action) == Effect::Cleared;
         }
         if is_cleared {
+            self.knowledge.start_generation();
             self.continuity.step(now, Input::Cleared);
         }
         if self.is_to_be_cleared && self.continuity.is_following() {
@@ -337,6 +338,7 @@ impl Subscription {
             Action::StartGeneration(cause) => self.start_generation(cause),
             Action::EndGeneration => {
                 self.applier.end_generation();
+                self.knowledge.start_generation();
                 info!(endpoint = %self.name.address, rank = self.name.rank, "KV event source is no longer credited");
             }
             Action::Restore => self.restore(now),

@@ -7,7 +7,8 @@
 //!
 //! One limit, dictated by CPython: pickle refers back to an object that it has written before, and whether two equal
 //! strings are one object depends on the process. Equal strings within a block are taken as one object, as vLLM's
-//! request processing makes them where they come from one request field.
+//! request processing makes them where they come from one request field. The same image twice within a block is therefore
+//! hashed as some engines do and others do not; what does not match is no hit.
 //!
 //! Cost: about one compression of the hash per 64 bytes of serialized block; in a chain a plain block allocates nothing.
 
@@ -15,6 +16,7 @@ mod cbor;
 pub mod own;
 mod pickle;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
@@ -203,6 +205,24 @@ impl Key {
     }
 }
 
+/// An image, a piece of audio or a video in a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MmItem {
+    /// What the engine knows it by: a hash, or the client's own `uuid`.
+    pub identifier: Arc<str>,
+    /// The first of its tokens in the prompt.
+    pub offset: u32,
+    /// Number of its tokens, at least 1.
+    pub n_tokens: u32,
+}
+
+impl MmItem {
+    /// The token after its last one.
+    pub fn end(&self) -> u64 {
+        u64::from(self.offset) + u64::from(self.n_tokens)
+    }
+}
+
 /// What a request adds to the hashes of its blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
@@ -210,14 +230,32 @@ pub struct Scope {
     pub adapter: Option<(Arc<str>, Arc<str>)>,
     /// `cache_salt` of the request.
     pub cache_salt: Option<Arc<str>>,
+    /// Multimodal items, in the order of the prompt and apart from each other.
+    pub mm: Vec<MmItem>,
 }
 
 impl Scope {
     /// Extra keys of a block, in vLLM's order.
-    pub fn keys(&self, block_idx: usize) -> Vec<Key> {
+    pub fn keys(&self, block_idx: usize, block_size: BlockSize) -> Vec<Key> {
         let adapter = self.adapter.as_ref().map(|(name, path)| Key::lora(name, path));
+        let mm = self.mm_in(block_idx, block_size).map(|(identifier, offset)| Key::mm(identifier, offset));
         let salt = self.cache_salt.as_ref().filter(|_| block_idx == 0).map(Key::cache_salt);
-        adapter.into_iter().chain(salt).collect()
+        adapter.into_iter().chain(mm).chain(salt).collect()
+    }
+
+    /// The multimodal items that overlap a block, with their offsets relative to its start.
+    pub fn mm_in(&self, block_idx: usize, block_size: BlockSize) -> impl Iterator<Item = (&Arc<str>, i64)> {
+        let start = block_idx as u64 * u64::from(block_size.get());
+        let end = start + u64::from(block_size.get());
+        let n_passed = self.mm.partition_point(|item| item.end() <= start);
+        let overlapping = self.mm[n_passed..].iter().take_while(move |item| u64::from(item.offset) < end);
+        overlapping.map(move |item| (&item.identifier, i64::from(item.offset) - start as i64))
+    }
+
+    /// Whether a multimodal item is in the first `n_tokens` of the prompt: the hashes of the blocks that they fill then depend on
+    /// how the engine hashes such items.
+    pub fn has_mm_in_first(&self, n_tokens: usize) -> bool {
+        self.mm.first().is_some_and(|item| (item.offset as usize) < n_tokens)
     }
 }
 
@@ -312,8 +350,14 @@ impl BlockHasher {
 
     /// Hashes of the full blocks of a request's prompt, in the index's form.
     pub fn scoped_chain(&self, tokens: &[u32], block_size: BlockSize, scope: &Scope) -> Vec<BlockHash> {
-        let (first, later) = (scope.keys(0), scope.keys(1));
-        let keys = |block_idx| if block_idx == 0 { first.as_slice() } else { later.as_slice() };
+        let text = Scope { adapter: scope.adapter.clone(), cache_salt: scope.cache_salt.clone(), mm: Vec::new() };
+        let (first, later) = (text.keys(0, block_size), text.keys(1, block_size));
+        let keys = |block_idx| {
+            if scope.mm_in(block_idx, block_size).next().is_some() {
+                return Cow::Owned(scope.keys(block_idx, block_size));
+            }
+            Cow::Borrowed(if block_idx == 0 { first.as_slice() } else { later.as_slice() })
+        };
         let digests = self.chain(self.root, tokens, block_size, keys);
         digests.iter().map(Digest::low64).collect()
     }

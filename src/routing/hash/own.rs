@@ -99,8 +99,9 @@ impl OwnHasher {
         let mut keys = Vec::with_capacity(blocks.len());
         let mut parent = self.root;
         for (block_idx, block) in blocks.enumerate() {
+            let mm = scope.mm_in(block_idx, block_size).map(|(identifier, offset)| OwnKey::Mm(identifier, offset));
             let salt = salt.filter(|_| block_idx == 0);
-            let content = self.content(block.iter().copied(), adapter.into_iter().chain(salt));
+            let content = self.content(block.iter().copied(), adapter.into_iter().chain(mm).chain(salt));
             parent = Self::link(parent, content);
             keys.push(parent);
         }
@@ -111,9 +112,11 @@ impl OwnHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::hash::MmItem;
 
     fn scope(adapter: Option<&str>, salt: Option<&str>) -> Scope {
-        Scope { adapter: adapter.map(|name| (name.into(), "any".into())), cache_salt: salt.map(Into::into) }
+        let adapter = adapter.map(|name| (name.into(), "any".into()));
+        Scope { adapter, cache_salt: salt.map(Into::into), mm: Vec::new() }
     }
 
     fn chain(model: &str, tokens: &[u32], scope: &Scope) -> Vec<BlockHash> {
@@ -142,8 +145,30 @@ mod tests {
     }
 
     #[test]
+    fn item_is_in_the_blocks_that_it_overlaps_and_in_no_other() {
+        let with = |items: &[(&str, u32, u32)]| {
+            let item = |(identifier, offset, n_tokens): &(&str, u32, u32)| MmItem {
+                identifier: (*identifier).into(),
+                offset: *offset,
+                n_tokens: *n_tokens,
+            };
+            let scope = Scope { mm: items.iter().map(item).collect(), ..scope(None, Some("s")) };
+            chain("m", &[1, 2, 3, 4, 5, 6, 7, 8], &scope)
+        };
+        let n_equal =
+            |one: &[BlockHash], other: &[BlockHash]| one.iter().zip(other).take_while(|(a, b)| a == b).count();
+        let text = with(&[]);
+        assert_eq!(n_equal(&text, &with(&[("a", 2, 3)])), 1, "the block before it is that of the text");
+        assert_eq!(n_equal(&with(&[("a", 2, 3)]), &with(&[("b", 2, 3)])), 1);
+        assert_eq!(n_equal(&with(&[("a", 2, 3)]), &with(&[("a", 3, 2)])), 1, "the offset counts");
+        assert_eq!(n_equal(&with(&[("a", 2, 3)]), &with(&[("a", 2, 4)])), 4, "the end counts by its block");
+        assert_eq!(n_equal(&with(&[("a", 2, 4)]), &with(&[("a", 2, 5)])), 3);
+        assert_eq!(n_equal(&with(&[("a", 0, 1), ("b", 1, 1)]), &with(&[("b", 0, 1), ("a", 1, 1)])), 0);
+    }
+
+    #[test]
     fn path_of_an_adapter_does_not_matter() {
-        let other_path = Scope { adapter: Some(("a".into(), "elsewhere".into())), cache_salt: None };
+        let other_path = Scope { adapter: Some(("a".into(), "elsewhere".into())), ..Scope::default() };
         assert_eq!(chain("m", &[1, 2], &other_path), chain("m", &[1, 2], &scope(Some("a"), None)));
     }
 

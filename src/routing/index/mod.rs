@@ -21,6 +21,7 @@ mod blocks;
 mod bytes;
 mod holder;
 mod overlaps;
+mod promises;
 mod slots;
 mod writer;
 
@@ -35,6 +36,7 @@ use bytes::Account;
 pub use bytes::{BLOCK_BYTES, COPY_BYTES};
 pub use holder::{Holder, Tier};
 pub use overlaps::{Match, Overlaps};
+pub use promises::{PromiseLimits, Promised, Promises};
 use slots::{Acquired, SlotId, SlotTable};
 pub use writer::{ContentDigest, SlotWriter, StoreOutcome};
 
@@ -76,6 +78,8 @@ impl KeyKinds {
     pub const PLAIN: Self = Self(1);
     /// A cache salt.
     pub const SALT: Self = Self(1 << 1);
+    /// A multimodal item.
+    pub const MM: Self = Self(1 << (2 + Self::MAX_ADAPTERS));
     /// Most adapters that one model can have.
     pub const MAX_ADAPTERS: usize = 60;
 
@@ -108,15 +112,16 @@ impl KeyKinds {
         self.0 == 0
     }
 
-    /// Names of the kinds, for people: `plain`, `salt`, and adapters by their position in the configuration.
+    /// Names of the kinds, for people: `plain`, `salt`, `multimodal`, and adapters by their position in the configuration.
     pub fn names(self) -> Vec<String> {
-        let named = [(Self::PLAIN, "plain".to_owned()), (Self::SALT, "salt".to_owned())];
+        let named = [(Self::PLAIN, "plain"), (Self::SALT, "salt"), (Self::MM, "multimodal")];
+        let named = named.map(|(kind, name)| (kind, name.to_owned()));
         let adapters = (0..Self::MAX_ADAPTERS).filter_map(|idx| Some((Self::adapter(idx)?, format!("adapter {idx}"))));
         let kinds = named.into_iter().chain(adapters).filter(|(kind, _)| self.contains(*kind));
         kinds.map(|(_, name)| name).collect()
     }
 
-    /// The set as bits: plain 0, salt 1, adapter i 2 + i.
+    /// The set as bits: plain 0, salt 1, adapter i 2 + i, multimodal 62.
     pub fn bits(self) -> u64 {
         self.0
     }
@@ -242,13 +247,16 @@ impl PrefixIndex {
 pub struct KeyspaceIndex {
     blocks: Blocks,
     slots: SlotTable,
+    /// What requests on their way will make endpoints hold; written at each pick and by the sources that store it.
+    promises: Promises,
     limits: IndexLimits,
     account: Account,
 }
 
 impl KeyspaceIndex {
     fn new(limits: IndexLimits, account: Account) -> Self {
-        Self { blocks: Blocks::new(), slots: SlotTable::new(limits.slots), limits, account }
+        let promises = Promises::new(PromiseLimits::SPECULATIVE);
+        Self { blocks: Blocks::new(), slots: SlotTable::new(limits.slots), promises, limits, account }
     }
 
     /// A fresh slot for a new generation of a source; none while all slots are taken, or when the keyspace was dropped
@@ -265,6 +273,11 @@ impl KeyspaceIndex {
     /// `hashes` is one chain. Slots whose hashes of the kinds `required` are not all proved get no credit.
     pub fn overlaps(&self, hashes: &[BlockHash], required: KeyKinds, out: &mut Overlaps) {
         out.fill(self, hashes, required);
+    }
+
+    /// What requests on their way will make endpoints hold; whatever a source stores is no promise any more.
+    pub fn promises(&self) -> &Promises {
+        &self.promises
     }
 
     /// Number of distinct blocks.

@@ -226,6 +226,8 @@ impl SlotWriter {
             };
             outcome.count(stored);
         }
+        // What is refused too: from here on it is the source that says what the endpoint holds.
+        index.promises.confirm(hashes, self.holder.endpoint);
         outcome
     }
 

@@ -12,6 +12,7 @@
 //! the first use of a label set.
 
 mod rows;
+mod tokenizers;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::routing::pick::Outcome;
 use rows::Rows;
 pub use rows::{EndpointRow, EventPlaneRow, ReadRows, SourceRow};
+pub use tokenizers::TokenizerRow;
 
 /// Media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -70,6 +72,7 @@ pub struct Metrics {
     endpoint_rows: Arc<Rows<EndpointRow>>,
     source_rows: Arc<Rows<SourceRow>>,
     event_plane_rows: Arc<Rows<EventPlaneRow>>,
+    tokenizer_rows: Arc<Rows<TokenizerRow>>,
 }
 
 /// A step of the request path.
@@ -127,6 +130,8 @@ impl Metrics {
         r.register_collector(Box::new(Arc::clone(&source_rows)));
         let event_plane_rows = Arc::<Rows<EventPlaneRow>>::default();
         r.register_collector(Box::new(Arc::clone(&event_plane_rows)));
+        let tokenizer_rows = Arc::<Rows<TokenizerRow>>::default();
+        r.register_collector(Box::new(Arc::clone(&tokenizer_rows)));
         Self {
             decisions: add(r, "decisions", "Picks, by what they rested on"),
             fallbacks: add(r, "fallbacks", "Picks by load alone, by what kept the index out"),
@@ -187,6 +192,7 @@ impl Metrics {
             endpoint_rows,
             source_rows,
             event_plane_rows,
+            tokenizer_rows,
             registry,
         }
     }
@@ -336,6 +342,15 @@ impl Metrics {
     /// When called twice: there is one event plane.
     pub fn set_event_plane_collector(&self, read: ReadRows<EventPlaneRow>) {
         self.event_plane_rows.set(read);
+    }
+
+    /// Lets each scrape read the models' tokenizers.
+    ///
+    /// # Panics
+    ///
+    /// When called twice.
+    pub fn set_tokenizer_collector(&self, read: ReadRows<TokenizerRow>) {
+        self.tokenizer_rows.set(read);
     }
 }
 
@@ -609,6 +624,40 @@ mod tests {
         let text = metrics.encode();
         assert_line(&text, "warmroute_event_foreign_messages_total 3");
         assert_line(&text, "warmroute_event_replays_in_flight 2");
+    }
+
+    #[test]
+    fn tokenizers_have_their_series() {
+        let metrics = Metrics::new();
+        let row = TokenizerRow {
+            model: "m".into(),
+            n_cache_hits: 1,
+            n_cache_misses: 2,
+            cache_bytes: 3,
+            is_trusted: Some(true),
+            n_equal: 4,
+            n_different: 5,
+            calls: vec![("asked", 6)],
+            failures: vec![("overdue", 7)],
+            breakers: vec![("open", 8)],
+            conversations: vec![("reused", 9)],
+        };
+        metrics.set_tokenizer_collector(Box::new(move || vec![row.clone()]));
+        let text = metrics.encode();
+        for line in [
+            r#"warmroute_tokenizer_cache_total{model="m",result="hit"} 1"#,
+            r#"warmroute_tokenizer_cache_total{model="m",result="miss"} 2"#,
+            r#"warmroute_tokenizer_cache_bytes{model="m"} 3"#,
+            r#"warmroute_tokenizer_trusted{model="m"} 1"#,
+            r#"warmroute_tokenizer_comparisons_total{model="m",result="equal"} 4"#,
+            r#"warmroute_tokenizer_comparisons_total{model="m",result="different"} 5"#,
+            r#"warmroute_tokenizer_calls_total{model="m",result="asked"} 6"#,
+            r#"warmroute_tokenizer_failures_total{model="m",reason="overdue"} 7"#,
+            r#"warmroute_tokenizer_endpoints{model="m",state="open"} 8"#,
+            r#"warmroute_tokenizer_conversations_total{model="m",result="reused"} 9"#,
+        ] {
+            assert_line(&text, line);
+        }
     }
 
     #[test]

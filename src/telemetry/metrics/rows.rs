@@ -134,7 +134,7 @@ impl<R> Rows<R> {
         assert!(self.read.set(read).is_ok(), "the owner of the rows is set once");
     }
 
-    fn read(&self) -> Vec<R> {
+    pub(super) fn read(&self) -> Vec<R> {
         self.read.get().map_or_else(Vec::new, |read| read())
     }
 }
@@ -232,7 +232,7 @@ const SOURCE_COUNTERS: [SourceSeries; 9] = [
     ("source_generations", "Times a source's knowledge began anew", |row| row.n_generations),
 ];
 
-fn gauge<'a>(
+pub(super) fn gauge<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     name: &'a str,
     help: &str,
@@ -240,7 +240,7 @@ fn gauge<'a>(
     encoder.encode_descriptor(name, help, None, MetricType::Gauge)
 }
 
-fn counter<'a>(
+pub(super) fn counter<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     name: &'a str,
     help: &str,
@@ -248,6 +248,6 @@ fn counter<'a>(
     encoder.encode_descriptor(name, help, None, MetricType::Counter)
 }
 
-fn encode_count(encoder: &mut MetricEncoder<'_>, n: u64) -> fmt::Result {
+pub(super) fn encode_count(encoder: &mut MetricEncoder<'_>, n: u64) -> fmt::Result {
     encoder.encode_counter::<NoLabelSet, u64, u64>(&n, None)
 }

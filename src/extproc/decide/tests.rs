@@ -1,0 +1,187 @@
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::*;
+use crate::request::ReadOptions;
+use crate::routing::endpoint::{EndpointId, SourceKnowledge};
+use crate::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm};
+use crate::routing::index::{Holder, IndexLimits, KeyKinds, Keyspace, KeyspaceKind, SlotWriter, Tier};
+use crate::routing::index::{PromiseLimits, Promises};
+use crate::tokenizer::{Config, Source, Tokenizer};
+
+const TOKENS: [u32; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+struct Fixture {
+    router: Router,
+    pool: Arc<Pool>,
+    index: Arc<PrefixIndex>,
+}
+
+impl Fixture {
+    fn new(hasher: Option<BlockHasher>) -> Self {
+        Self::with(hasher, true, Source::Text)
+    }
+
+    fn with(hasher: Option<BlockHasher>, sync: bool, source: Source) -> Self {
+        let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
+        let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
+        let pool = Arc::new(Pool {
+            model: "tiny".into(),
+            adapters: vec![("lora-a".into(), "".into())],
+            hasher,
+            reading: ReadOptions::default(),
+            tokenizer: Arc::new(Tokenizer::new("tiny".into(), source, &Config::default())),
+            reports: None,
+            endpoints: watch::channel(Arc::new(set)).1,
+            sync,
+            learned: Promises::new(PromiseLimits::LEARNED),
+        });
+        let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
+        let mut pools = Pools::default();
+        pools.add(&pool, &[], true);
+        let router = Router::new(pools, index.clone(), Arc::new(Metrics::new()));
+        Self { router, pool, index }
+    }
+
+    fn endpoint(&self, id: usize) -> Arc<Endpoint> {
+        self.pool.endpoints.borrow().endpoints[id].clone()
+    }
+
+    async fn routed(&self, body: &serde_json::Value) -> Box<Routed> {
+        let path = if body.get("messages").is_some() { "/v1/chat/completions" } else { "/v1/completions" };
+        let head = RequestHead { path: path.to_owned(), ..RequestHead::default() };
+        match self.router.decide(&head, body.to_string().as_bytes()).await.verdict {
+            Verdict::Route(routed) => routed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Lets a rank hold the first `n_blocks` blocks of [`TOKENS`] on a tier.
+    fn warm(&self, kind: KeyspaceKind, (endpoint, rank, tier): (u32, u32, Tier), n_blocks: usize) -> SlotWriter {
+        let keyspace = Keyspace { model: "tiny".into(), block_size: BlockSize::new(2).expect("not 0"), kind };
+        let holder = Holder { endpoint: EndpointId(endpoint), rank, tier };
+        let mut slot = self.index.acquire(&keyspace, holder).expect("a slot is free");
+        let hashes = self.pool.chain(&keyspace, &TOKENS, &Scope::default());
+        slot.store(&hashes[..n_blocks]);
+        slot.prove(KeyKinds::PLAIN);
+        slot
+    }
+
+    async fn decision(&self, model: &str) -> Decision {
+        self.routed(&json!({ "model": model, "prompt": TOKENS })).await.decision
+    }
+}
+
+#[tokio::test]
+async fn engines_with_an_unknown_root_are_found_by_our_own_hashes() {
+    let fixture = Fixture::new(None);
+    assert_eq!(fixture.decision("tiny").await.outcome, Outcome::NoMatch);
+    let _slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 2);
+    let Decision { pick, outcome, .. } = fixture.decision("tiny").await;
+    assert_eq!((outcome, pick.endpoint.id, pick.matched_tokens), (Outcome::PrefixMatch, EndpointId(1), 4));
+    assert_eq!(pick.rank, Some(3));
+    assert_eq!(fixture.decision("lora-a").await.outcome, Outcome::NoMatch, "an adapter's blocks are others");
+}
+
+#[tokio::test]
+async fn best_rank_over_all_keyspaces_and_tiers_decides() {
+    let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).expect("a known root");
+    let engine = KeyspaceKind::Engine { algorithm: hasher.algorithm(), root: hasher.root() };
+    let fixture = Fixture::new(Some(hasher));
+    let _slots = [
+        fixture.warm(engine.clone(), (0, 0, Tier::Gpu), 3),
+        fixture.warm(KeyspaceKind::Own, (1, 0, Tier::Gpu), 1),
+        fixture.warm(KeyspaceKind::Own, (1, 1, Tier::Gpu), 3),
+        fixture.warm(KeyspaceKind::Own, (1, 1, Tier::Cpu), 4),
+    ];
+    let pick = fixture.decision("tiny").await.pick;
+    assert_eq!((pick.endpoint.id, pick.rank), (EndpointId(1), Some(1)));
+    assert_eq!((pick.matched_tokens, pick.offloaded_tokens), (6, 2));
+    // Hashes of other settings than ours say nothing to us.
+    let other = BlockHasher::new(HashAlgorithm::Sha256, None).expect("a known root");
+    let other = Keyspace {
+        model: "tiny".into(),
+        block_size: BlockSize::new(2).expect("not 0"),
+        kind: KeyspaceKind::Engine { algorithm: other.algorithm(), root: other.root() },
+    };
+    assert!(fixture.pool.chain(&other, &TOKENS, &Scope::default()).is_empty());
+}
+
+/// A fixture whose first endpoint holds a block of something else, so that there is a keyspace.
+fn synced() -> (Fixture, SlotWriter) {
+    let fixture = Fixture::new(None);
+    let keyspace =
+        Keyspace { model: "tiny".into(), block_size: BlockSize::new(2).expect("not 0"), kind: KeyspaceKind::Own };
+    let holder = Holder { endpoint: EndpointId(0), rank: 0, tier: Tier::Gpu };
+    let mut slot = fixture.index.acquire(&keyspace, holder).expect("a slot is free");
+    slot.store(&[BlockHash(1)]);
+    slot.prove(KeyKinds::PLAIN);
+    (fixture, slot)
+}
+
+#[tokio::test]
+async fn a_burst_with_one_prefix_does_not_scatter() {
+    let (fixture, _slot) = synced();
+    let prompt = json!({ "model": "tiny", "prompt": TOKENS });
+    let first = fixture.routed(&prompt).await;
+    assert_eq!(first.decision.outcome, Outcome::NoMatch);
+    let mut burst = Vec::new();
+    for _ in 0..8 {
+        burst.push(fixture.routed(&prompt).await);
+    }
+    for routed in &burst {
+        assert_eq!(routed.decision.outcome, Outcome::PrefixMatch);
+        assert_eq!(routed.decision.pick.endpoint.id, first.decision.pick.endpoint.id);
+        assert_eq!((routed.decision.pick.matched_tokens, routed.decision.pick.rank), (8, None));
+    }
+}
+
+#[tokio::test]
+async fn what_was_promised_goes_with_the_endpoint_that_served_and_with_its_cache() {
+    let (fixture, _slot) = synced();
+    let prompt = json!({ "model": "tiny", "prompt": TOKENS });
+    let mut first = fixture.routed(&prompt).await;
+    let other = fixture.endpoint(1 - first.decision.pick.endpoint.id.0 as usize);
+    first.served_by(Some(other.clone()), fixture.router.now());
+    assert_eq!(fixture.decision("tiny").await.pick.endpoint.id, other.id);
+    SourceKnowledge::new(other.knowledge.clone()).start_generation();
+    assert_eq!(fixture.decision("tiny").await.outcome, Outcome::NoMatch, "its cache is gone");
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_served_promises_nothing() {
+    let (fixture, _slot) = synced();
+    let mut first = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
+    first.served_by(None, fixture.router.now());
+    assert_eq!(fixture.decision("tiny").await.outcome, Outcome::NoMatch);
+}
+
+#[tokio::test]
+async fn without_events_the_picks_are_the_index() {
+    let fixture = Fixture::with(None, false, Source::Text);
+    let ids: Vec<u32> = (0..100).collect();
+    for prompt in [json!({ "prompt": ids }), json!({ "prompt": "a text of more than one block. ".repeat(9) })] {
+        let first = fixture.routed(&prompt).await.decision;
+        assert_eq!(first.outcome, Outcome::NoMatch);
+        let second = fixture.routed(&prompt).await.decision;
+        assert_eq!(second.outcome, Outcome::LearnedMatch);
+        assert_eq!(second.pick.endpoint.id, first.pick.endpoint.id);
+        assert!(second.pick.matched_tokens >= 64 && second.pick.matched_tokens.is_multiple_of(16));
+    }
+}
+
+#[tokio::test]
+async fn a_clients_rank_takes_nothing_from_promises_where_there_are_several() {
+    let (fixture, _slot) = synced();
+    let prompt = json!({ "model": "tiny", "prompt": TOKENS });
+    let first = fixture.routed(&prompt).await;
+    let endpoint = &first.decision.pick.endpoint;
+    let head = RequestHead { path: "/v1/completions".to_owned(), rank: Some(0), ..RequestHead::default() };
+    let outcome = async || match fixture.router.decide(&head, prompt.to_string().as_bytes()).await.verdict {
+        Verdict::Route(routed) => routed.decision.outcome,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(outcome().await, Outcome::PrefixMatch);
+    endpoint.ranks.set([0, 1]);
+    assert_eq!(outcome().await, Outcome::NoMatch);
+}

@@ -1,0 +1,188 @@
+//! What our own picks will make endpoints hold: blocks that count for an endpoint because a request with them was sent
+//! there.
+//!
+//! Two uses of one table. Beside the index of a keyspace ([`PromiseLimits::SPECULATIVE`]) it bridges the time from a
+//! pick to the event of its blocks, so that a burst of requests with one prefix does not scatter. Where engines send no
+//! events ([`PromiseLimits::LEARNED`]) it is the index: blocks count for a time after the last pick that contained
+//! them.
+//!
+//! A promise is made at a pick ([`Promises::promise`]) for the blocks that the endpoint lacks, and its guard
+//! [`Promised`] lives as long as the request. A block is promised until [`PromiseLimits::cap`] after the pick or
+//! [`PromiseLimits::linger`] after the request's end, whichever comes first; until the endpoint's [`Knowledge`] begins
+//! a new generation, for then the cache that would have held it is gone; and until a source of the endpoint stores it:
+//! what counts from then on is what the engine says.
+//!
+//! Guarantees: a promise that is over never counts, for each read asks it. A block has one promise per endpoint: a
+//! later pick renews it once half of its life is over, and otherwise relies on it. What is in doubt is counted too low.
+//! Only where the event of a block comes between the lookup and the promise nobody confirms the promise any more: should
+//! the engine remove the block, it counts until the promise ends by time.
+//!
+//! Cost: nothing is looked up while the table is empty, which storing events see by one atomic load. A lookup makes one
+//! access per distinct length of a real run and per block that is promised behind it. Memory is bounded by
+//! [`PromiseLimits::n_blocks`]; entries of promises that are over are swept by promises to come, in proportion to
+//! their blocks, or by [`Promises::sweep`].
+//!
+//! [`Knowledge`]: crate::routing::endpoint::Knowledge
+
+mod table;
+#[cfg(test)]
+mod tests;
+mod union;
+
+use std::sync::Arc;
+
+use self::table::{Promise, Table};
+use super::BlockHash;
+use crate::routing::endpoint::{Endpoint, EndpointId};
+use crate::routing::load::Millis;
+
+/// How long promises count, and how many blocks may be promised.
+#[derive(Clone, Copy, Debug)]
+pub struct PromiseLimits {
+    /// Longest that a promise counts, from its pick.
+    pub cap: Millis,
+    /// Longest that it counts after its request's end.
+    pub linger: Millis,
+    /// Most blocks in the table; one that is promised for two endpoints is two.
+    pub n_blocks: usize,
+}
+
+impl PromiseLimits {
+    /// For a keyspace whose sources tell what is really stored. An engine that has not announced a block of a running
+    /// request after a minute has it in a queue too long to be worth joining; 2 s after the end its last events have
+    /// arrived or are lost. The blocks are those of 8 M tokens in blocks of 16, and take 40 MB at most.
+    pub const SPECULATIVE: Self = Self { cap: Millis(60_000), linger: Millis(2_000), n_blocks: 1 << 19 };
+
+    /// For engines that announce nothing: a block counts for 10 to 20 minutes after the last pick that contained it,
+    /// for a pick renews what is in the second half of its life. The request's end changes nothing. The blocks take 80
+    /// MB at most.
+    pub const LEARNED: Self = Self { cap: Millis(1_200_000), linger: Millis(1_200_000), n_blocks: 1 << 20 };
+}
+
+/// Blocks that endpoints are expected to hold. See the module.
+#[derive(Debug)]
+pub struct Promises {
+    /// Shared with the guards, which may outlive the index of a keyspace.
+    table: Arc<Table>,
+}
+
+impl Promises {
+    /// An empty table.
+    pub fn new(limits: PromiseLimits) -> Self {
+        Self { table: Arc::new(Table::new(limits)) }
+    }
+
+    /// Promises the blocks of `chain` for the endpoint that a request with them was just picked for, apart from the
+    /// first `n_held`, which it is known to hold. Where promises of others may be relied on they are among those; to
+    /// have them renewed, they are not. A learned index has no other knowledge, so there `n_held` is 0.
+    ///
+    /// None when nothing was to be promised, or the table has no room for the first of the blocks.
+    pub fn promise(&self, chain: &[BlockHash], n_held: u32, endpoint: &Arc<Endpoint>, now: Millis) -> Option<Promised> {
+        let lacking = chain.get(n_held as usize..).filter(|lacking| !lacking.is_empty())?;
+        let promise = Promise::new(endpoint, now, self.table.limits());
+        let n_promised = self.table.insert(lacking, &promise, now);
+        (n_promised > 0).then(|| {
+            self.table.count_promise();
+            Promised { table: Arc::clone(&self.table), chain: chain.into(), promise, is_over: false }
+        })
+    }
+
+    /// Writes to `out`, whose former content is lost, each endpoint for which more of `chain` counts than it really
+    /// holds, with the number of blocks from the first one on, held or promised, without a hole. An endpoint may occur
+    /// several times in `matched`, once per rank: its longest run counts.
+    pub fn extend(
+        &self,
+        chain: &[BlockHash],
+        matched: impl Iterator<Item = (EndpointId, u32)>,
+        now: Millis,
+        out: &mut Vec<(EndpointId, u32)>,
+    ) {
+        out.clear();
+        self.table.see(now);
+        if self.table.n_blocks() > 0 {
+            union::extend(&self.table, chain, matched, now, out);
+        }
+    }
+
+    /// Frees the memory of all promises that are over. What counts is the same before and after.
+    pub fn sweep(&self, now: Millis) {
+        self.table.sweep(now);
+    }
+
+    /// A source of the endpoint stores the blocks: whether it holds them is its business from now on. Blocks are stored
+    /// first and confirmed then, so that a lookup in between finds them twice rather than not at all.
+    pub(super) fn confirm(&self, hashes: &[BlockHash], endpoint: EndpointId) {
+        if self.table.n_blocks() > 0 {
+            self.table.remove(hashes, endpoint);
+        }
+    }
+
+    /// Blocks in the table, those of promises that are over and not swept included.
+    pub fn n_blocks(&self) -> usize {
+        self.table.n_blocks()
+    }
+
+    /// Requests on their way whose promises have not ended.
+    pub fn n_promises(&self) -> usize {
+        self.table.n_promises()
+    }
+
+    /// Blocks that were not promised because the table was full, since it was made.
+    pub fn n_refused(&self) -> u64 {
+        self.table.n_refused()
+    }
+}
+
+/// The promise of a request on its way. To live beside the request's [`InFlight`]: dropping it is the request's end.
+///
+/// A drop has no clock. It counts as an end at the latest time that the table was given by anyone: on a busy router
+/// that is now, on an idle one the promise ends early. Where the time is at hand use [`Self::end`].
+///
+/// [`InFlight`]: crate::routing::load::InFlight
+#[derive(Debug)]
+pub struct Promised {
+    table: Arc<Table>,
+    /// The whole chain of the request: another endpoint lacks other blocks of it.
+    chain: Arc<[BlockHash]>,
+    promise: Arc<Promise>,
+    is_over: bool,
+}
+
+impl Promised {
+    /// The request has ended.
+    pub fn end(mut self, now: Millis) {
+        self.table.see(now);
+        self.finish(|promise, limits| promise.end(now, limits));
+    }
+
+    /// The request did not reach the endpoint, or was refused by it: its blocks count no more.
+    pub fn void(mut self) {
+        self.finish(|promise, _| promise.void());
+    }
+
+    /// The request was served by `endpoint` instead: there its whole chain is promised from now on, because nobody has
+    /// looked what that endpoint holds.
+    pub fn move_to(&mut self, endpoint: &Arc<Endpoint>, now: Millis) {
+        if endpoint.id == self.promise.endpoint() {
+            return;
+        }
+        self.promise.void();
+        self.promise = Promise::new(endpoint, now, self.table.limits());
+        self.table.insert(&self.chain, &self.promise, now);
+    }
+
+    fn finish(&mut self, finish: impl FnOnce(&Promise, PromiseLimits)) {
+        if !self.is_over {
+            self.is_over = true;
+            finish(&self.promise, self.table.limits());
+            self.table.uncount_promise();
+        }
+    }
+}
+
+impl Drop for Promised {
+    fn drop(&mut self) {
+        let seen = self.table.seen();
+        self.finish(|promise, limits| promise.end(seen, limits));
+    }
+}

@@ -1,0 +1,469 @@
+//! JSON as Python sees it: what `json.loads` makes of a text, and what `json.dumps` makes of it again.
+//!
+//! A chat template prints tools and arguments, so each key's place and each number's digits end up as tokens. Objects keep the
+//! client's order (a repeated key keeps its first place and its last value, as in a `dict`), and floats are written as `repr`
+//! writes them. Numbers that Python holds and we do not (integers beyond 64 bits) fail where they are used.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Error, ErrorKind, Value};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+/// From here on a float may have been an integer of more than 64 bits, which Python would print in full.
+const FLOAT_LIMIT: f64 = 9_007_199_254_740_992.0;
+
+/// A JSON value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Json {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Uint(u64),
+    Float(f64),
+    /// A number of more than 64 bits, or one that may have been one.
+    Big,
+    Str(String),
+    List(Vec<Json>),
+    Object(Object),
+}
+
+/// An object whose keys keep their order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Object(pub(super) Vec<(String, Json)>);
+
+impl Object {
+    /// Objects with more keys than this look a repeated key up in an index instead of walking over all others.
+    const FEW: usize = 16;
+
+    pub(super) fn get(&self, key: &str) -> Option<&Json> {
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    /// Takes a field out.
+    pub(super) fn take(&mut self, key: &str) -> Option<Json> {
+        let at = self.0.iter().position(|(name, _)| name == key)?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// The object with these fields before its own.
+    pub(super) fn behind<const N: usize>(self, first: [(&str, Json); N]) -> Self {
+        let first = first.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Self(first.chain(self.0).collect())
+    }
+
+    pub(super) fn push(&mut self, key: &str, value: Json) {
+        self.0.push((key.to_owned(), value));
+    }
+}
+
+impl Json {
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Self::Str(text.into())
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(self, Self::Null)
+    }
+
+    fn has_big(&self) -> bool {
+        match self {
+            Self::Big => true,
+            Self::List(items) => items.iter().any(Self::has_big),
+            Self::Object(object) => object.0.iter().any(|(_, value)| value.has_big()),
+            _ => false,
+        }
+    }
+
+    /// The value as a chat template sees it.
+    pub(super) fn into_value(self) -> Value {
+        match self {
+            Self::Null => Value::from(()),
+            Self::Bool(flag) => Value::from(flag),
+            Self::Int(number) => Value::from(number),
+            Self::Uint(number) => Value::from(number),
+            Self::Float(number) => Value::from(number),
+            Self::Big => Value::from(not_json("a number of more than 64 bits")),
+            Self::Str(text) => Value::from(text),
+            Self::List(items) => items.into_iter().map(Self::into_value).collect(),
+            Self::Object(object) => {
+                Value::from_pairs(object.0.into_iter().map(|(key, value)| (key, value.into_value())))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, flag: bool) -> Result<Json, E> {
+        Ok(Json::Bool(flag))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Json, E> {
+        Ok(Json::Int(number))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Json, E> {
+        Ok(Json::Uint(number))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Json, E> {
+        let is_negative_zero = number == 0.0 && number.is_sign_negative();
+        Ok(if number.abs() < FLOAT_LIMIT && !is_negative_zero { Json::Float(number) } else { Json::Big })
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
+        Ok(Json::Str(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Json, E> {
+        Ok(Json::Str(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Json::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut fields: Vec<(String, Json)> = Vec::new();
+        let mut index = HashMap::new();
+        while let Some((key, value)) = map.next_entry::<String, Json>()? {
+            if fields.len() == Object::FEW {
+                index = fields.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+            }
+            let known = match fields.len() {
+                n if n < Object::FEW => fields.iter().position(|(name, _)| *name == key),
+                _ => index.get(&key).copied(),
+            };
+            match known {
+                Some(at) => fields[at].1 = value,
+                None => {
+                    if fields.len() >= Object::FEW {
+                        index.insert(key.clone(), fields.len());
+                    }
+                    fields.push((key, value));
+                }
+            }
+        }
+        Ok(Json::Object(Object(fields)))
+    }
+}
+
+/// Reads a text. Only where a number may have lost digits, it is read again, slower, with an eye on how each number is written.
+pub(super) fn read(text: &str) -> serde_json::Result<Json> {
+    let json: Json = serde_json::from_str(text)?;
+    if json.has_big() { exact(serde_json::from_str(text)?) } else { Ok(json) }
+}
+
+/// Reads every number by its text: with a point or an exponent it is a float for Python, otherwise an integer of any length.
+fn exact(raw: &RawValue) -> serde_json::Result<Json> {
+    let text = raw.get();
+    match text.as_bytes().first() {
+        Some(b'[') => {
+            let items: Vec<&RawValue> = serde_json::from_str(text)?;
+            Ok(Json::List(items.into_iter().map(exact).collect::<Result<_, _>>()?))
+        }
+        Some(b'{') => {
+            let Json::Object(mut object) = serde_json::from_str(text)? else { return Ok(Json::Big) };
+            let mut fields: HashMap<String, &RawValue> = serde_json::from_str(text)?;
+            for (name, value) in &mut object.0 {
+                if let Some(raw) = fields.remove(name) {
+                    *value = exact(raw)?;
+                }
+            }
+            Ok(Json::Object(object))
+        }
+        Some(b'-' | b'0'..=b'9') if text.contains(['.', 'e', 'E']) => {
+            Ok(text.parse().ok().filter(|number: &f64| number.is_finite()).map_or(Json::Big, Json::Float))
+        }
+        Some(b'-' | b'0'..=b'9') => {
+            Ok(text.parse().map(Json::Uint).or_else(|_| text.parse().map(Json::Int)).unwrap_or(Json::Big))
+        }
+        _ => serde_json::from_str(text),
+    }
+}
+
+/// What Python's `json.loads` makes of the arguments of a tool call (vLLM 0.32.0 `_postprocess_messages`): an object as it is;
+/// any other value, and text that is no JSON, become an empty object. None where Python would go on and we cannot.
+pub(super) fn arguments(text: &str) -> Option<Object> {
+    match read(text) {
+        Ok(Json::Object(object)) => Some(object),
+        Ok(_) => Some(Object::default()),
+        Err(error) if reads_in_python_alone(text, &error) => None,
+        Err(_) => Some(Object::default()),
+    }
+}
+
+/// Python reads NaN, infinities, lone surrogates, any number of digits and deeper nesting.
+fn reads_in_python_alone(text: &str, error: &serde_json::Error) -> bool {
+    let lower = text.to_ascii_lowercase();
+    ["nan", "infinity", "\\ud"].iter().any(|word| lower.contains(word))
+        || ["number out of range", "recursion limit"].iter().any(|cause| error.to_string().contains(cause))
+}
+
+/// How `json.dumps` is asked to write.
+struct Style {
+    indent: Option<String>,
+    item_separator: String,
+    key_separator: String,
+    ensure_ascii: bool,
+    sort_keys: bool,
+}
+
+/// The filter `tojson` of transformers 5.19 (`utils/chat_template_utils.py`): `json.dumps` without escapes for HTML.
+pub(super) fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: &Kwargs) -> Result<String, Error> {
+    let style = Style::from_kwargs(ensure_ascii, kwargs)?;
+    kwargs.assert_all_used()?;
+    let mut out = String::new();
+    write_value(&mut out, value, &style, 0)?;
+    Ok(out)
+}
+
+impl Style {
+    fn from_kwargs(ensure_ascii: Option<bool>, kwargs: &Kwargs) -> Result<Self, Error> {
+        let named: Option<bool> = kwargs.get("ensure_ascii")?;
+        let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
+        let indent = match kwargs.get::<Option<Value>>("indent")? {
+            None => None,
+            Some(indent) if indent.is_none() => None,
+            Some(indent) => Some(match (indent.as_str(), usize::try_from(indent.clone())) {
+                (Some(text), _) => text.to_owned(),
+                (None, Ok(width)) if indent.kind() == ValueKind::Number && width <= 64 => " ".repeat(width),
+                _ => return Err(not_json("the indent")),
+            }),
+        };
+        let (item_separator, key_separator) = match kwargs.get::<Option<Value>>("separators")? {
+            Some(pair) if !pair.is_none() => separators(&pair)?,
+            _ if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+            _ => (", ".to_owned(), ": ".to_owned()),
+        };
+        Ok(Self {
+            indent,
+            item_separator,
+            key_separator,
+            ensure_ascii: named.or(ensure_ascii).unwrap_or(false),
+            sort_keys: sort_keys.unwrap_or(false),
+        })
+    }
+}
+
+fn separators(pair: &Value) -> Result<(String, String), Error> {
+    let texts: Vec<Value> = pair.try_iter()?.collect();
+    match texts.as_slice() {
+        [item, key] => match (item.as_str(), key.as_str()) {
+            (Some(item), Some(key)) => Ok((item.to_owned(), key.to_owned())),
+            _ => Err(not_json("the separators")),
+        },
+        _ => Err(not_json("the separators")),
+    }
+}
+
+fn not_json(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("tojson cannot write {what}"))
+}
+
+fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::None => out.push_str("null"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number if value.is_integer() => {
+            let _ = write!(out, "{value}");
+        }
+        ValueKind::Number => write_float(out, f64::try_from(value.clone())?),
+        ValueKind::String => write_text(out, value.as_str().unwrap_or_default(), style.ensure_ascii),
+        ValueKind::Seq => write_list(out, value, style, depth)?,
+        ValueKind::Map => write_object(out, value, style, depth)?,
+        _ => return Err(not_json("a value that is no JSON")),
+    }
+    Ok(())
+}
+
+fn write_list(out: &mut String, list: &Value, style: &Style, depth: usize) -> Result<(), Error> {
+    out.push('[');
+    let mut is_empty = true;
+    for item in list.try_iter()? {
+        next_item(out, style, depth + 1, is_empty);
+        write_value(out, &item, style, depth + 1)?;
+        is_empty = false;
+    }
+    end(out, style, depth, is_empty, ']');
+    Ok(())
+}
+
+fn write_object(out: &mut String, object: &Value, style: &Style, depth: usize) -> Result<(), Error> {
+    let mut keys: Vec<Value> = object.try_iter()?.collect();
+    if keys.iter().any(|key| key.as_str().is_none()) {
+        return Err(not_json("a key that is no text"));
+    }
+    if style.sort_keys {
+        keys.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+    }
+    out.push('{');
+    let mut is_empty = true;
+    for key in keys {
+        next_item(out, style, depth + 1, is_empty);
+        write_text(out, key.as_str().unwrap_or_default(), style.ensure_ascii);
+        out.push_str(&style.key_separator);
+        write_value(out, &object.get_item(&key)?, style, depth + 1)?;
+        is_empty = false;
+    }
+    end(out, style, depth, is_empty, '}');
+    Ok(())
+}
+
+fn next_item(out: &mut String, style: &Style, depth: usize, is_first: bool) {
+    if !is_first {
+        out.push_str(&style.item_separator);
+    }
+    new_line(out, style, depth);
+}
+
+fn end(out: &mut String, style: &Style, depth: usize, is_empty: bool, bracket: char) {
+    if !is_empty {
+        new_line(out, style, depth);
+    }
+    out.push(bracket);
+}
+
+fn new_line(out: &mut String, style: &Style, depth: usize) {
+    if let Some(indent) = &style.indent {
+        out.push('\n');
+        for _ in 0..depth {
+            out.push_str(indent);
+        }
+    }
+}
+
+fn write_text(out: &mut String, text: &str, ensure_ascii: bool) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c < ' ' || ensure_ascii && !matches!(c, ' '..='~') => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// `float.__repr__`: the shortest digits that read back as the same number, with an exponent below 1e-4 and from 1e16 on.
+fn write_float(out: &mut String, number: f64) {
+    if !number.is_finite() {
+        let name = if number.is_nan() {
+            "NaN"
+        } else if number > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        };
+        out.push_str(name);
+        return;
+    }
+    let scientific = format!("{number:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if number == 0.0 || (-4..16).contains(&exponent) {
+        let plain = format!("{number}");
+        out.push_str(&plain);
+        if !plain.contains('.') {
+            out.push_str(".0");
+        }
+    } else {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        let _ = write!(out, "{digits}e{sign}{:02}", exponent.abs());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dumps(json: &str) -> String {
+        let value = read(json).expect("JSON").into_value();
+        tojson(&value, None, &Kwargs::from_iter(Vec::<(String, Value)>::new())).expect("written")
+    }
+
+    #[test]
+    fn values_are_written_as_python_writes_them() {
+        for (json, python) in [
+            (r#"{"b":1,"a":[1,2.0,true,null,"x"],"c":{}}"#, r#"{"b": 1, "a": [1, 2.0, true, null, "x"], "c": {}}"#),
+            (r#"{"a":1,"b":2,"a":3}"#, r#"{"a": 3, "b": 2}"#),
+            (r#"["<&>'é\u0007\u007f\n/"]"#, "[\"<&>'é\\u0007\u{7f}\\n/\"]"),
+            (
+                "[1e-5,0.0001,123456.789,1e15,-0.0,-0,0.1,1E2,1.5e-7]",
+                "[1e-05, 0.0001, 123456.789, 1000000000000000.0, -0.0, 0, 0.1, 100.0, 1.5e-07]",
+            ),
+            (r#"{"a":{"b":[1e22,1.5E+300,1e16]},"a2":-0e0}"#, r#"{"a": {"b": [1e+22, 1.5e+300, 1e+16]}, "a2": -0.0}"#),
+            ("[18446744073709551615,-9223372036854775808]", "[18446744073709551615, -9223372036854775808]"),
+        ] {
+            assert_eq!(dumps(json), python);
+        }
+    }
+
+    #[test]
+    fn many_keys_keep_their_order_and_their_last_value() {
+        let fields: Vec<String> =
+            (0..40).chain([3, 30]).enumerate().map(|(at, key)| format!("\"k{key}\":{at}")).collect();
+        let Ok(Json::Object(object)) = serde_json::from_str(&format!("{{{}}}", fields.join(","))) else {
+            panic!("an object")
+        };
+        let names: Vec<&str> = object.0.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, (0..40).map(|key| format!("k{key}")).collect::<Vec<_>>());
+        assert_eq!((object.get("k3"), object.get("k30")), (Some(&Json::Uint(40)), Some(&Json::Uint(41))));
+    }
+
+    #[test]
+    fn numbers_beyond_64_bits_are_not_written() {
+        for json in ["18446744073709551616", "[1e309]", "{\"a\":-9223372036854775809}"] {
+            let Ok(value) = read(json).map(Json::into_value) else { continue };
+            assert!(tojson(&value, None, &Kwargs::from_iter(Vec::<(String, Value)>::new())).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_are_no_object_become_an_empty_one_unless_python_reads_more() {
+        let object = |text: &str| arguments(text).map(|object| object.0.len());
+        assert_eq!(object(r#"{"a": 1}"#), Some(1));
+        for coerced in ["[]", "42", "{", "not json", r#"{"a": 01}"#] {
+            assert_eq!(object(coerced), Some(0), "{coerced}");
+        }
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(200), "]".repeat(200));
+        for unsure in [r#"{"a": NaN}"#, r#"{"a": -Infinity}"#, r#"{"a": "\ud800"}"#, r#"{"a": 1e999}"#, &deep] {
+            assert_eq!(object(unsure), None, "{unsure}");
+        }
+    }
+}
