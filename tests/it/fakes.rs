@@ -27,15 +27,16 @@ use warmroute::engine::{Access, EngineClient};
 use warmroute::extproc::decide::{Pool, Pools, Router};
 use warmroute::extproc::report::Reports;
 use warmroute::extproc::{self, Config};
-use warmroute::request::ReadOptions;
+use warmroute::request::{Question, ReadOptions, TokensApi};
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
 use warmroute::routing::hash::{BlockHasher, BlockSize, HashAlgorithm, Scope};
 use warmroute::routing::index::{
     Holder, IndexLimits, KeyKinds, Keyspace, KeyspaceKind, PrefixIndex, PromiseLimits, Promises, SlotWriter, Tier,
 };
 use warmroute::telemetry::metrics::Metrics;
+use warmroute::tokenizer::local::LocalTokenizer;
 use warmroute::tokenizer::remote::{RemoteConfig, RemoteTokenizer};
-use warmroute::tokenizer::{self, Budget, Tokenizer};
+use warmroute::tokenizer::{self, Budget, Source, Tokenizer};
 
 /// Longest that any wait in a test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -52,6 +53,10 @@ pub(crate) enum Tokenize {
     Status(u16),
     Body(&'static str),
     Never,
+    /// As [`Tokenize::Characters`], but only after a while.
+    After(Duration),
+    /// As a tokenizer of ours says.
+    Local(Arc<LocalTokenizer>),
 }
 
 /// The HTTP side of an engine.
@@ -89,14 +94,27 @@ async fn tokenize(State((behaviour, asked)): State<EngineState>, body: Bytes) ->
     asked.lock().unwrap().push(body.clone());
     let behaviour = behaviour.lock().unwrap().clone();
     match behaviour {
-        Tokenize::Characters => {
-            let tokens = characters(body["prompt"].as_str().unwrap_or(&body["messages"].to_string()));
-            json!({ "count": tokens.len(), "max_model_len": 2048, "tokens": tokens }).to_string().into_response()
-        }
+        Tokenize::Characters => answer(&characters(&text(&body))),
         Tokenize::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         Tokenize::Body(body) => body.into_response(),
         Tokenize::Never => std::future::pending().await,
+        Tokenize::After(delay) => {
+            tokio::time::sleep(delay).await;
+            answer(&characters(&text(&body)))
+        }
+        Tokenize::Local(tokenizer) => {
+            let question = Question { api: TokensApi::Tokenize, body: body.to_string().into_bytes() };
+            answer(&tokenizer.tokenize(&question).unwrap().ids)
+        }
     }
+}
+
+fn text(body: &Value) -> String {
+    body["prompt"].as_str().map_or_else(|| body["messages"].to_string(), str::to_owned)
+}
+
+fn answer(tokens: &[u32]) -> Response {
+    json!({ "count": tokens.len(), "max_model_len": 2048, "tokens": tokens }).to_string().into_response()
 }
 
 /// What [`Tokenize::Characters`] makes of a text.
@@ -110,6 +128,12 @@ pub(crate) fn remote_tokenizer(access: &Access, budget: Duration) -> Arc<RemoteT
     Arc::new(RemoteTokenizer::new(EngineClient::new(access).unwrap(), config))
 }
 
+/// A tokenizer for `tiny` with [`BUDGET`].
+pub(crate) fn tokenizer_of(source: Source) -> Arc<Tokenizer> {
+    let config = tokenizer::Config { budget: Budget { base: BUDGET, max: BUDGET }, cache_bytes: 1 << 20 };
+    Arc::new(Tokenizer::new("tiny".into(), source, &config))
+}
+
 /// Longest wait for tokens in a [`FakeRouter`].
 pub(crate) const BUDGET: Duration = Duration::from_millis(300);
 
@@ -119,6 +143,7 @@ pub(crate) struct FakeRouter {
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     pub(crate) set: watch::Sender<Arc<EndpointSet>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: tokio::task::JoinHandle<Result<(), extproc::Error>>,
     index: Arc<PrefixIndex>,
@@ -133,19 +158,14 @@ impl FakeRouter {
         let endpoints: Vec<_> = addresses.iter().enumerate().map(number).collect();
         let (set, receiver) = watch::channel(Arc::new(EndpointSet { synced: true, endpoints: endpoints.clone() }));
         let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).unwrap();
-        let remote = remote_tokenizer(&Access::default(), BUDGET);
-        let budget = Budget { base: BUDGET, max: BUDGET };
-        let source = tokenizer::Source::Remote { remote, stand_in: None };
+        let source = Source::Remote { remote: remote_tokenizer(&Access::default(), BUDGET), stand_in: None };
+        let tokenizer = tokenizer_of(source);
         let pool = Arc::new(Pool {
             model: "tiny".into(),
             adapters: vec![("lora-a".into(), "path".into())],
             hasher: Some(hasher.clone()),
             reading: ReadOptions::default(),
-            tokenizer: Arc::new(Tokenizer::new(
-                "tiny".into(),
-                source,
-                &tokenizer::Config { budget, cache_bytes: 1 << 20 },
-            )),
+            tokenizer: tokenizer.clone(),
             endpoints: receiver,
             reports: Some(Reports::new(BODY_BYTES)),
             sync: true,
@@ -161,7 +181,7 @@ impl FakeRouter {
         let config = Config { selection_header: HEADER.to_owned(), body_bytes: BODY_BYTES };
         let server = tokio::spawn(extproc::run(listener, config, router, shutdown.clone()));
         let client = ExternalProcessorClient::connect(format!("http://{address}")).await.unwrap();
-        Self { address, endpoints, set, metrics, shutdown, server, index, hasher, client }
+        Self { address, endpoints, set, metrics, tokenizer, shutdown, server, index, hasher, client }
     }
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.

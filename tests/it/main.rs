@@ -20,6 +20,7 @@ mod snapshots;
 mod sources;
 mod tail;
 mod telemetry;
+mod tokenizer;
 mod tokenizer_stub;
 mod tokens;
 mod wire;

@@ -132,16 +132,17 @@ async fn a_tokenizer_fault_ends_in_a_pick_by_load() {
         (Tokenize::Body(r#"{"count":1,"tokens":[1e99]}"#), "tokenizer_nonsense"),
         (Tokenize::Never, "tokenizer_budget"),
     ] {
+        let prompt = || json!({ "prompt": format!("{PROMPT} {behaviour:?}") });
         let series = format!("warmroute_fallbacks_total{{reason=\"{reason}\"}}");
         let before = router.metric(&series);
         engine.set(behaviour.clone());
         let started = Instant::now();
-        let (_stream, destination) = router.complete(json!({ "prompt": PROMPT })).await;
+        let (_stream, destination) = router.complete(prompt()).await;
         assert_eq!(destination, Some(engine.address.to_string()), "{behaviour:?}");
         assert_eq!(router.metric(&series), before + 1.0, "{behaviour:?}");
         assert!(started.elapsed() < Duration::from_secs(10), "{behaviour:?}");
         engine.set(Tokenize::Characters);
-        router.complete(json!({ "prompt": PROMPT })).await;
+        router.complete(prompt()).await;
     }
     engine.set(Tokenize::Status(500));
     for _ in 0..3 {

@@ -109,7 +109,7 @@ impl Router {
         keyspaces: Vec<(Keyspace, Arc<KeyspaceIndex>)>,
     ) -> (Vec<TokenMatch>, Chain) {
         let Question { target, scope, .. } = question;
-        let required = target.required_kinds(scope);
+        let required = target.required_kinds(scope, question.reusable().len());
         let mut overlaps = Overlaps::default();
         let (mut matches, mut longest) = (Vec::new(), Chain::default());
         for (keyspace, index) in keyspaces {

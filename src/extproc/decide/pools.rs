@@ -62,8 +62,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// The adapter's kind of extra keys, which must be proved before a match may be believed.
-    pub(super) fn required_kinds(&self, scope: &Scope) -> KeyKinds {
+    /// The kinds of extra keys in the hashes of a prompt's first `n_tokens`, which must be proved before a match may be believed.
+    pub(super) fn required_kinds(&self, scope: &Scope, n_tokens: usize) -> KeyKinds {
         let adapter = match self.adapter_idx {
             Some(adapter_idx) => {
                 KeyKinds::adapter(adapter_idx).expect("the configuration bounds the adapters of a model")
@@ -71,7 +71,7 @@ impl Target {
             None => KeyKinds::PLAIN,
         };
         let salt = if scope.cache_salt.is_some() { KeyKinds::SALT } else { KeyKinds::NONE };
-        let mm = if scope.mm.is_empty() { KeyKinds::NONE } else { KeyKinds::MM };
+        let mm = if scope.has_mm_in_first(n_tokens) { KeyKinds::MM } else { KeyKinds::NONE };
         adapter | salt | mm
     }
 
