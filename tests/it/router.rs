@@ -76,28 +76,29 @@ async fn token_ids_need_no_tokenizer_and_the_last_token_is_never_reused() {
 
 #[tokio::test]
 async fn salts_and_adapters_match_only_their_own_and_only_when_proved() {
-    let router = FakeRouter::start(&silent(2)).await;
     let tokens: Vec<u32> = (0..9).collect();
     let adapter = KeyKinds::adapter(0).unwrap();
     let salted = Scope { cache_salt: Some("s".into()), ..Scope::default() };
     let adapted = Scope { adapter: Some(("lora-a".into(), "path".into())), ..Scope::default() };
-    let n_matched = || router.metric("warmroute_matched_tokens_total{model=\"tiny\"}");
-    let _plain = router.warm(0, &tokens, &Scope::default(), KeyKinds::PLAIN);
-    router.complete(json!({ "prompt": tokens, "cache_salt": "s" })).await;
-    router.complete(json!({ "prompt": tokens, "model": "lora-a" })).await;
-    assert_eq!(n_matched(), 0.0, "plain blocks serve neither");
-    let unproved = router.warm(1, &tokens, &salted, KeyKinds::PLAIN);
-    router.complete(json!({ "prompt": tokens, "cache_salt": "s" })).await;
-    assert_eq!(n_matched(), 0.0, "salts are not proved");
-    unproved.retire();
-    let _salted = router.warm(1, &tokens, &salted, KeyKinds::PLAIN | KeyKinds::SALT);
-    let _adapted = router.warm(1, &tokens, &adapted, adapter);
-    router.complete(json!({ "prompt": tokens, "cache_salt": "s" })).await;
-    assert_eq!(n_matched(), 8.0);
-    router.complete(json!({ "prompt": tokens, "model": "lora-a" })).await;
-    assert_eq!(n_matched(), 16.0);
-    router.complete(json!({ "prompt": tokens, "cache_salt": "t" })).await;
-    assert_eq!(n_matched(), 16.0, "another salt");
+    let with_salt = json!({ "prompt": tokens, "cache_salt": "s" });
+    let with_adapter = json!({ "prompt": tokens, "model": "lora-a" });
+    let proved = KeyKinds::PLAIN | KeyKinds::SALT | adapter;
+    // A router for each case: a request promises its blocks to the next one.
+    for (held, kinds, request, expected) in [
+        (&Scope::default(), proved, &with_salt, 0.0),
+        (&Scope::default(), proved, &with_adapter, 0.0),
+        (&salted, KeyKinds::PLAIN, &with_salt, 0.0),
+        (&salted, KeyKinds::PLAIN | KeyKinds::SALT, &with_salt, 8.0),
+        (&salted, proved, &json!({ "prompt": tokens, "cache_salt": "t" }), 0.0),
+        (&adapted, KeyKinds::PLAIN, &with_adapter, 0.0),
+        (&adapted, adapter, &with_adapter, 8.0),
+    ] {
+        let router = FakeRouter::start(&silent(2)).await;
+        let _slot = router.warm(1, &tokens, held, kinds);
+        router.complete(request.clone()).await;
+        let n_matched = router.metric("warmroute_matched_tokens_total{model=\"tiny\"}");
+        assert_eq!(n_matched, expected, "{held:?} with {kinds} proved, {request}");
+    }
 }
 
 #[tokio::test]
