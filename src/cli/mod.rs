@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config::{self, Alias, Config};
 use crate::supervisor;
 
 /// Exit code for a configuration that cannot be used, as `sysexits`-minded supervisors and the chart expect.
@@ -98,7 +98,11 @@ fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Serve { config } => serve(load(&config)?),
         Command::CheckConfig { config } => {
-            io::stdout().write_all(load(&config)?.to_yaml().as_bytes()).map_err(Error::Stdio)?;
+            let config = load(&config)?;
+            for Alias { name, setting } in &config.aliases {
+                eprintln!("warmroute: {name} is taken for {setting}: use that");
+            }
+            io::stdout().write_all(config.to_yaml().as_bytes()).map_err(Error::Stdio)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),

@@ -136,7 +136,19 @@ pub(super) fn read_tokenizer(node: &Node<'_>, message_timeout: Duration, events:
     if matches!(chosen, TokenizerKind::Local | TokenizerKind::Auto) && files.is_none() {
         path.fault("nothing", format!("the directory of the model's tokenizer, which kind: {} needs", chosen.as_str()));
     }
+    if files.is_some() && chosen == TokenizerKind::Remote && events.sync {
+        path.fault(
+            "a tokenizer that is not used",
+            "kind: auto, or nothing: with KV events only the engines' own tokens count",
+        );
+    }
     let chosen_api = api.or(TokenizerApi::Tokenize, "tokenize or render");
+    if chosen_api == TokenizerApi::Render && chosen != TokenizerKind::Remote {
+        api.fault(
+            "render",
+            format!("tokenize, or kind: remote: a local tokenizer does not render, as {} has it", chosen.as_str()),
+        );
+    }
     let allow_media = media.or(false, FLAG);
     if allow_media && chosen_api == TokenizerApi::Tokenize {
         media.fault("true", "false, or api: render: /tokenize does not say which image is where");
@@ -274,5 +286,15 @@ mod tests {
         let without = ", events: {sync: false}";
         assert_eq!(parse("kind: text", without).expect("valid").kind, TokenizerKind::Text);
         assert!(parse("kind: local", without).expect_err("no path").contains("which kind: local needs"));
+        let found = parse("kind: text, api: render", without).expect_err("text does not render");
+        assert!(found.contains("tokenizer.api: found render, expected tokenize, or kind: remote"), "{found}");
+    }
+
+    #[test]
+    fn a_tokenizer_of_ours_is_not_left_unused() {
+        let path = concat!("path: ", env!("CARGO_MANIFEST_DIR"), "/tests/data/tokens/qwen");
+        assert!(parse(path, "").expect_err("not used").contains("tokenizer.path: found a tokenizer that is not used"));
+        assert!(parse(path, ", events: {sync: false}").is_ok());
+        assert_eq!(parse(&format!("kind: auto, {path}"), "").expect("valid").kind, TokenizerKind::Auto);
     }
 }
