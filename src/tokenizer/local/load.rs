@@ -25,6 +25,9 @@ const MAX_FILE: u64 = 256 << 20;
 /// The special tokens that transformers knows by name.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// Classes that take `tokenizer.json` as it is, or build the same again: their tokens were compared.
+const PROVED_CLASSES: [&str; 4] = ["PreTrainedTokenizer", "TokenizersBackend", "Qwen2Tokenizer", "BertTokenizer"];
+
 /// Why a tokenizer cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -90,6 +93,8 @@ pub(super) struct Loaded {
     /// Names and texts of special tokens, for templates.
     pub(super) special_tokens: Vec<(String, String)>,
     pub(super) templates: Templates,
+    /// The class that transformers may load it with, unless it is one of [`PROVED_CLASSES`].
+    pub(super) unproved_class: Option<String>,
 }
 
 /// The chat templates of a model.
@@ -128,7 +133,12 @@ pub(super) fn load(path: &Path) -> Result<Loaded, LoadError> {
     let missing = special.missing(&tokenizer);
     tokenizer.add_tokens(missing).map_err(|source| LoadError::Tokenizer { path: file.clone(), source })?;
     tokenizer.set_encode_special_tokens(matches!(config.get("split_special_tokens"), Some(Json::Bool(true))));
-    Ok(Loaded { tokenizer, special_tokens: special.named(), templates: read_templates(directory, &config)? })
+    let unproved_class = match config.get("tokenizer_class") {
+        Some(Json::Str(class)) if !PROVED_CLASSES.contains(&class.trim_end_matches("Fast")) => Some(class.clone()),
+        _ => None,
+    };
+    let templates = read_templates(directory, &config)?;
+    Ok(Loaded { tokenizer, special_tokens: special.named(), templates, unproved_class })
 }
 
 fn read_tokenizer(file: &Path) -> Result<Tokenizer, LoadError> {

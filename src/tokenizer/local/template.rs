@@ -4,7 +4,7 @@
 //! minijinja 2, which prints `true` and `none` where Python prints `True` and `None` and finds an object's key before its method;
 //! its `tojson` ignores all arguments but `indent`, and its environment takes neither fuel nor a limit of recursion.
 //! `llm-tokenizer` 1.10.0 brings 249 crates and a client of the hub. What transformers adds to Jinja2 is here and in
-//! [`super::json`]: `tojson`, `raise_exception`, `strftime_now`, `{% generation %}`, and a message's open end.
+//! [`super::dumps`]: `tojson`, `raise_exception`, `strftime_now`, `{% generation %}`, and a message's open end.
 //!
 //! Where minijinja is known to differ from Jinja2 in what it prints, the template or the request is [`Unsupported`]: a method of
 //! `dict` that is read as a key, an object or a list that is printed without `tojson`, and control characters that Python
@@ -18,7 +18,8 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, machinery};
 
 use super::Unsupported;
-use super::json::{self, Json, Object};
+use super::dumps;
+use super::json::{Json, Object};
 use super::messages::ContentFormat;
 use super::syntax::Nodes;
 
@@ -144,7 +145,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.add_filter("tojson", |value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs| {
-        json::tojson(value, ensure_ascii, &kwargs)
+        dumps::tojson(value, ensure_ascii, &kwargs)
     });
     environment.add_function("raise_exception", |_: &Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "the template refuses the request"))

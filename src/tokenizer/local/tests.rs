@@ -407,6 +407,7 @@ fn what_is_not_known_exactly_is_left_to_the_engine() {
         message(json!({"content": "x"})),
         message(json!({"role": "user", "content": null})),
         message(json!({"role": "user", "content": 1})),
+        message(json!({"role": "user", "content": "x\u{1d}"})),
         message(json!({"role": "user", "content": "x", "name": null})),
         message(json!({"role": "user", "content": ["x"]})),
         message(json!({"role": "user", "content": [{"text": "x"}]})),
@@ -485,6 +486,15 @@ fn the_files_beside_the_tokenizer_say_which_template_and_which_special_tokens() 
     let tokenizer = LocalTokenizer::load(directory(Family::ByteLevelBpe, &files).path()).expect("loaded");
     assert_eq!(text(&tokenizer, &chat).as_deref(), Ok("processor"));
     assert_eq!(text(&tokenizer, &with_tools).as_deref(), Ok("file"));
+}
+
+#[test]
+fn a_class_that_builds_its_own_pre_tokenizer_is_named() {
+    for (class, expected) in [("LlamaTokenizerFast", Some("LlamaTokenizerFast")), ("PreTrainedTokenizerFast", None)] {
+        let config = json!({"tokenizer_class": class}).to_string();
+        let model = directory(Family::ByteLevelBpe, &[("tokenizer_config.json", &config)]);
+        assert_eq!(LocalTokenizer::load(model.path()).expect("loaded").unproved_class(), expected);
+    }
 }
 
 #[test]
