@@ -69,6 +69,14 @@ pub struct EngineArgs {
     step_ms: u64,
 }
 
+/// Arguments of a tokenizer in a process of its own.
+#[derive(Clone, Debug, Args)]
+pub struct TokenizerArgs {
+    /// HTTP address.
+    #[arg(default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
 impl EngineArgs {
     fn options(self) -> SimOptions {
         SimOptions {
@@ -109,6 +117,17 @@ pub async fn run_engine(args: EngineArgs) -> Result<()> {
     println!("events  {}", engine.events());
     println!("replay  {}", engine.replay());
     tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")
+}
+
+/// Serves `/tokenize` until its standard input ends: a process of its own, which can be stopped by a signal.
+///
+/// # Errors
+/// When no address can be bound.
+pub fn run_tokenizer(args: &TokenizerArgs) -> Result<()> {
+    let engine = Simulator::start(SimOptions { listen: args.listen, ..SimOptions::default() })?;
+    println!("{}", engine.address());
+    std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()).context("cannot read the standard input")?;
+    Ok(())
 }
 
 fn adapter(text: &str) -> Result<(String, String), String> {

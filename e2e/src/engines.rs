@@ -47,7 +47,7 @@ impl Engines {
     /// Where they are, as the router is told.
     pub fn addresses(&self) -> Vec<EngineAddress> {
         match self {
-            Self::Simulated(engines) => engines.iter().map(simulated_address).collect(),
+            Self::Simulated(engines) => engines.iter().map(EngineAddress::from).collect(),
             Self::Vllm(servers) => servers.iter().map(vllm_address).collect(),
         }
     }
@@ -73,8 +73,10 @@ impl Engines {
     }
 }
 
-fn simulated_address(engine: &Simulator) -> EngineAddress {
-    EngineAddress { http: engine.address(), events: engine.events().to_owned(), replay: engine.replay().to_owned() }
+impl From<&Simulator> for EngineAddress {
+    fn from(engine: &Simulator) -> Self {
+        Self { http: engine.address(), events: engine.events().to_owned(), replay: engine.replay().to_owned() }
+    }
 }
 
 fn vllm_address(server: &VllmServer) -> EngineAddress {

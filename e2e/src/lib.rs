@@ -8,7 +8,7 @@
 //! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real ones.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
 //! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between it and a subscriber bad.
-//! - [`faults`] has the event plane live through what can go wrong between them.
+//! - [`faults`] has the event plane live through what can go wrong between them, and the router through tokenizers that fail.
 //! - [`audit`] counts what was sent and applied without faults; [`lag`] measures how long it takes.
 //! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
 

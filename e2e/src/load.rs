@@ -82,16 +82,14 @@ async fn play(
     let mut users = JoinSet::new();
     for _ in 0..workload.options.n_users {
         let (client, target, n_answer) = (client.clone(), target.clone(), workload.options.answer_tokens);
-        let user = User { client, target, n_answer, deadline };
+        let user = User { asker: Asker { client, target, n_answer }, deadline };
         users.spawn(user.run(workload.clone(), next.clone(), n_done.clone()));
     }
     Ok(users.join_all().await.into_iter().flatten().collect())
 }
 
 struct User {
-    client: reqwest::Client,
-    target: Target,
-    n_answer: usize,
+    asker: Asker,
     deadline: Option<Instant>,
 }
 
@@ -119,10 +117,7 @@ impl User {
                 return;
             }
             messages.push(json!({"role": "user", "content": turn.question}));
-            let outcome = match self.ask(&messages).await {
-                Ok(answered) => Outcome::Answered(answered),
-                Err(error) => Outcome::Failed(format!("{error:#}")),
-            };
+            let outcome = self.asker.ask(&messages).await;
             let text = match &outcome {
                 Outcome::Answered(answered) => answered.text.clone(),
                 Outcome::Failed(_) => String::new(),
@@ -132,8 +127,31 @@ impl User {
             n_done.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
 
-    async fn ask(&self, messages: &[Value]) -> Result<Answered> {
+/// Asks one model for answers of one length.
+#[derive(Clone, Debug)]
+pub(crate) struct Asker {
+    client: reqwest::Client,
+    target: Target,
+    n_answer: usize,
+}
+
+impl Asker {
+    /// Asks `target`.
+    pub(crate) fn new(target: Target, n_answer: usize) -> Self {
+        Self { client: crate::http::client_with_timeout(REQUEST_TIMEOUT), target, n_answer }
+    }
+
+    /// Has the conversation of `messages` answered.
+    pub(crate) async fn ask(&self, messages: &[Value]) -> Outcome {
+        match self.try_ask(messages).await {
+            Ok(answered) => Outcome::Answered(answered),
+            Err(error) => Outcome::Failed(format!("{error:#}")),
+        }
+    }
+
+    async fn try_ask(&self, messages: &[Value]) -> Result<Answered> {
         let body = json!({
             "model": self.target.model, "messages": messages, "max_tokens": self.n_answer, "temperature": 0,
             "ignore_eos": true, "stream": true, "stream_options": {"include_usage": true},

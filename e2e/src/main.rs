@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::audit::{self, AuditArgs};
-use e2e::cli::{EngineArgs, run_engine};
+use e2e::cli::{EngineArgs, TokenizerArgs, run_engine, run_tokenizer};
 use e2e::demo::{self, DemoArgs};
 use e2e::faults::{self, FaultsArgs};
 use e2e::interrupt::interrupted;
@@ -43,6 +43,9 @@ enum Command {
     /// The event plane in a process of its own, for the scenarios.
     #[command(hide = true)]
     Follower,
+    /// Serve `/tokenize` in a process of its own, for the scenarios.
+    #[command(hide = true)]
+    Tokenizer(TokenizerArgs),
     /// Publish the KV events of a cache that follows from a seed, as vLLM's publisher thread does.
     Publisher(PublisherArgs),
     /// Many small publishers in one process.
@@ -70,6 +73,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Audit(args) => run_audit(&args),
         Command::Lag(args) => lag::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Follower => faults::run_follower().map(|()| ExitCode::SUCCESS),
+        Command::Tokenizer(args) => run_tokenizer(&args).map(|()| ExitCode::SUCCESS),
         Command::Publisher(args) => run_publisher(&args).map(|()| ExitCode::SUCCESS),
         Command::Swarm(args) => run_swarm(&args).map(|()| ExitCode::SUCCESS),
         Command::Proxy(args) => run_proxy(&args).map(|()| ExitCode::SUCCESS),

@@ -44,6 +44,12 @@ pub struct RouterOptions {
     pub replays: bool,
     /// `models[].events.report`.
     pub reports: bool,
+    /// `models[].events.sync`; none: not in the file.
+    pub sync: Option<bool>,
+    /// `models[].tokenizer` in whole; none: not in the file.
+    pub tokenizer: Option<Value>,
+    /// Variables of the router's environment.
+    pub env: Vec<(String, String)>,
     /// `events.snapshots.dir`, written every second.
     pub snapshots: Option<PathBuf>,
 }
@@ -60,6 +66,9 @@ impl RouterOptions {
             engines,
             replays: true,
             reports: false,
+            sync: None,
+            tokenizer: Some(json!({"kind": "remote"})),
+            env: Vec::new(),
             snapshots: None,
         }
     }
@@ -92,16 +101,7 @@ impl Router {
         options: &RouterOptions,
         [extproc, admin]: [SocketAddr; 2],
     ) -> Result<Self> {
-        let file = dir.join("warmroute.yaml");
-        // JSON is YAML.
-        std::fs::write(&file, serde_json::to_vec_pretty(&config(options, extproc, admin))?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
-        let mut command = Command::new(binary);
-        command.arg("serve").arg("--config").arg(&file);
-        // The router takes every WARMROUTE_* for a setting, and the harness has some of its own.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WARMROUTE_")) {
-            command.env_remove(name);
-        }
+        let command = command(binary, dir, options, [extproc, admin])?;
         let service = Service::start("warmroute", command, &dir.join("warmroute.log"))?;
         service.wait_ready(&format!("http://{admin}/readyz"), START_DEADLINE).await?;
         Ok(Self { service, extproc, admin })
@@ -149,6 +149,31 @@ impl Router {
     }
 }
 
+/// What starts the router on these addresses for ext_proc and admin, with a configuration that it has written into `dir`.
+///
+/// # Errors
+/// When the configuration cannot be written.
+pub fn command(
+    binary: &Path,
+    dir: &Path,
+    options: &RouterOptions,
+    [extproc, admin]: [SocketAddr; 2],
+) -> Result<Command> {
+    let file = dir.join("warmroute.yaml");
+    // JSON is YAML.
+    std::fs::write(&file, serde_json::to_vec_pretty(&config(options, extproc, admin))?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    let mut command = Command::new(binary);
+    command.arg("serve").arg("--config").arg(&file);
+    // The router takes these for settings, and the harness has some WARMROUTE_* of its own.
+    let is_setting = |name: &str| name.starts_with("WARMROUTE_") || name.starts_with("AIBRIX_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
+    command.envs(options.env.iter().map(|(name, value)| (name, value)));
+    Ok(command)
+}
+
 /// The path of the router's binary: `E2E_WARMROUTE_BIN`, else built now in the profile that this harness was built in.
 ///
 /// # Errors
@@ -189,7 +214,7 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
         let path = Some(path).filter(|path| !path.is_empty());
         json!({"name": name, "path": path})
     };
-    json!({
+    let mut config = json!({
         "listen": {"extproc": extproc, "admin": admin},
         "events": {"snapshots": {"dir": options.snapshots, "interval": "1s"}},
         "selection": {"header": "x-gateway-destination-endpoint"},
@@ -197,9 +222,17 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
             "name": options.model,
             "adapters": options.adapters.iter().map(adapter).collect::<Vec<_>>(),
             "block_hash": {"algorithm": options.algorithm.as_str()},
-            "tokenizer": {"kind": "remote"},
             "events": {"discover": options.asks_for_sources, "report": options.reports},
             "discovery": {"static": options.engines.iter().map(engine).collect::<Vec<_>>()},
         }],
-    })
+    });
+    // What is not in the file may come from the environment, and an empty value would be one.
+    let model = &mut config["models"][0];
+    if let Some(tokenizer) = &options.tokenizer {
+        model["tokenizer"] = tokenizer.clone();
+    }
+    if let Some(sync) = options.sync {
+        model["events"]["sync"] = sync.into();
+    }
+    config
 }

@@ -296,14 +296,18 @@ async fn hot_prefixes_of_an_incomplete_engine_are_credited_after_one_report_each
 }
 
 #[tokio::test]
-async fn hot_prefixes_of_an_incomplete_engine_stay_unknown_without_reports() {
+async fn hot_prefixes_of_an_incomplete_engine_are_learned_from_picks_without_reports() {
     let setup = Setup::late(&[prompt(1)], false).await;
     for _ in 0..3 {
         let answer: Value = setup.complete(&prompt(1)).await.json().await.unwrap();
         assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 16 * N_BLOCKS, "the prefix is hot");
         setup.stack.wait_quiet().await.unwrap();
     }
-    assert_eq!(setup.stack.matched_tokens().await.unwrap(), 0);
+    let n_decided = async |outcome: &str| {
+        let series = format!(r#"warmroute_decisions_total{{model="tiny",outcome="{outcome}"}}"#);
+        setup.stack.metric(&series).await.unwrap()
+    };
+    assert_eq!((n_decided("no_match").await, n_decided("learned_match").await), (1.0, 2.0));
     assert_eq!(setup.stack.metric("warmroute_full_reports_requested_total{").await.unwrap(), 0.0);
 }
 

@@ -4,6 +4,8 @@
 
 #[path = "sim/captures.rs"]
 mod captures;
+#[path = "sim/faults.rs"]
+mod faults;
 #[path = "sim/http.rs"]
 mod http;
 #[path = "sim/replay.rs"]

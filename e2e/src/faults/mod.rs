@@ -1,8 +1,9 @@
-//! `cargo e2e faults`: what the event plane makes of faults on real sockets.
+//! `cargo e2e faults`: what the router makes of faults on real sockets.
 //!
-//! A scenario has an engine's publisher ([`crate::publisher`]) and the event plane (`follower`) in processes of their own, in between
+//! A scenario of the event plane has an engine's publisher ([`crate::publisher`]) and the event plane (`follower`) in processes of their own, in between
 //! mostly the fault proxy. It ends with a check against the publisher's model: the index equals the engine's cache, or the source is
-//! flagged and nothing is credited that the engine does not hold. A scenario that finds otherwise fails.
+//! flagged and nothing is credited that the engine does not hold. A scenario that finds otherwise fails. Those of `tokenizer` have a load go on
+//! through Envoy while the tokenizer fails.
 
 mod crowds;
 mod follower;
@@ -11,6 +12,7 @@ mod losses;
 mod namespace;
 mod restarts;
 mod routed;
+mod tokenizer;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use follower::{Check, SourceView, run_follower};
 pub(crate) use follower::{Follower, raise_file_limit, source};
+pub use tokenizer::{Times, TokenizerFigures};
 
 /// Flags of the scenarios.
 #[derive(Clone, Debug, Args)]
@@ -81,6 +84,8 @@ pub struct Setting {
 pub enum Outcome {
     /// It showed what it should.
     Held(Figures),
+    /// So did one with a faulty tokenizer.
+    Tokenized(TokenizerFigures),
     /// It cannot be run here.
     Skipped(String),
 }
@@ -130,6 +135,33 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "the router starts anew behind overrun buffers, under load",
         run: routed::overrun,
     },
+    Scenario { name: "tokenizer-slow", what: "all tokenizers take 10 s", run: tokenizer::slow },
+    Scenario { name: "tokenizer-errors", what: "all tokenizers answer 500", run: tokenizer::errors },
+    Scenario {
+        name: "tokenizer-black-hole",
+        what: "all tokenizers accept and never answer",
+        run: tokenizer::black_hole,
+    },
+    Scenario { name: "tokenizer-cut", what: "all tokenizers cut their answers", run: tokenizer::cut },
+    Scenario { name: "tokenizer-nonsense", what: "all tokenizers answer nonsense", run: tokenizer::nonsense },
+    Scenario { name: "tokenizer-half", what: "half of the tokenizers never answer", run: tokenizer::half },
+    Scenario {
+        name: "tokenizer-saturated",
+        what: "tokenizers serve one call at a time, 100 ms each",
+        run: tokenizer::saturated,
+    },
+    Scenario {
+        name: "tokenizer-foreign-engine",
+        what: "one of four tokenizers answers another model's ids",
+        run: tokenizer::foreign_engine,
+    },
+    Scenario {
+        name: "tokenizer-foreign-endpoint",
+        what: "the only tokenizer answers another model's ids",
+        run: tokenizer::foreign_endpoint,
+    },
+    Scenario { name: "tokenizer-stopped", what: "the only tokenizer gets SIGSTOP", run: tokenizer::stopped },
+    Scenario { name: "tokenizer-gone", what: "the only tokenizer is killed", run: tokenizer::gone },
 ];
 
 impl Scenario {
@@ -144,6 +176,19 @@ impl Scenario {
     /// When something is credited that the engine does not hold, or a source claims to be complete and is not.
     pub fn run(&self, setting: &Setting) -> Result<Outcome> {
         (self.run)(setting).with_context(|| format!("{} ({})", self.name, self.what))
+    }
+}
+
+impl Outcome {
+    /// The names of the columns in which it is shown.
+    fn header(&self) -> Option<String> {
+        match self {
+            Self::Held(_) => Some(row(&[
+                "scenario", "purge", "converge", "false", "missing", "gaps", "replays", "state", "run", "note",
+            ])),
+            Self::Tokenized(_) => Some(TokenizerFigures::header()),
+            Self::Skipped(_) => None,
+        }
     }
 }
 
@@ -164,18 +209,20 @@ pub fn run(args: &FaultsArgs, interrupted: CancellationToken) -> Result<bool> {
     let known = |name: &String| Scenario::by_name(name).with_context(|| format!("no scenario is called {name:?}"));
     let chosen: Vec<Scenario> = args.names.iter().map(known).collect::<Result<_>>()?;
     let chosen = if chosen.is_empty() { SCENARIOS.to_vec() } else { chosen };
-    println!(
-        "{}",
-        row(&["scenario", "purge", "converge", "false", "missing", "gaps", "replays", "state", "run", "note"])
-    );
-    let mut n_failed = 0;
+    let (mut n_failed, mut shown) = (0, None);
     for scenario in &chosen {
         let started = Instant::now();
         let outcome = scenario.run(&setting);
         ensure!(!setting.interrupted.is_cancelled(), "interrupted in {}", scenario.name);
         let took = format!("{:.0} s", started.elapsed().as_secs_f64());
+        let header = outcome.as_ref().ok().and_then(Outcome::header);
+        if let Some(header) = header.filter(|header| shown.as_ref() != Some(header)) {
+            println!("{header}");
+            shown = Some(header);
+        }
         match outcome {
             Ok(Outcome::Held(figures)) => println!("{}", figures.row(scenario.name, &took)),
+            Ok(Outcome::Tokenized(figures)) => println!("{}", figures.rows(scenario.name)),
             Ok(Outcome::Skipped(reason)) => println!("{:<16} SKIPPED: {reason}", scenario.name),
             Err(error) => {
                 n_failed += 1;

@@ -103,7 +103,7 @@ pub(super) fn overrun(setting: &Setting) -> Result<Outcome> {
 }
 
 /// What `work` has started ends when it is dropped.
-fn on_runtime(setting: &Setting, work: impl Future<Output = Result<Outcome>>) -> Result<Outcome> {
+pub(super) fn on_runtime(setting: &Setting, work: impl Future<Output = Result<Outcome>>) -> Result<Outcome> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(setting.interrupted.run_until_cancelled(work)).context("interrupted")?
 }

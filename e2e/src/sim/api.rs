@@ -33,6 +33,11 @@ impl ApiError {
         Self { status: 503, kind: "ServiceUnavailableError", message: message.into(), param: None }
     }
 
+    /// 500 for what a server does not do on purpose.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self { status: 500, kind: "InternalServerError", message: message.into(), param: None }
+    }
+
     fn bad_request(message: impl Into<String>) -> Self {
         Self { status: 400, kind: "BadRequestError", message: message.into(), param: None }
     }

@@ -20,6 +20,7 @@ use super::answer::{Answer, Choice};
 use super::api::{ApiError, Endpoint, Served};
 use super::driver::{Command, Snapshot};
 use super::engine::EngineOptions;
+use super::fault::TokenizeControl;
 use super::{exposition, publisher};
 
 /// What the handlers share.
@@ -32,6 +33,7 @@ pub(super) struct Api {
     pub(super) replay_endpoint: String,
     pub(super) topic: String,
     pub(super) buffer_steps: usize,
+    pub(super) tokenize: TokenizeControl,
 }
 
 /// All routes.
@@ -111,12 +113,10 @@ fn stream_answer(
 }
 
 async fn tokenize(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
-    let tokens = read(&headers, &body).and_then(|body| api.served.tokenize(&body));
-    respond(tokens.map(|tokens| {
-        let max_model_len = api.served.max_model_len;
-        let body = json!({"count": tokens.len(), "max_model_len": max_model_len, "tokens": tokens, "token_strs": null});
-        Json(body).into_response()
-    }))
+    respond(match read(&headers, &body).and_then(|body| api.served.tokenize(&body)) {
+        Ok(tokens) => api.tokenize.answer(tokens, api.served.max_model_len).await,
+        Err(error) => Err(error),
+    })
 }
 
 async fn models(State(api): State<Arc<Api>>) -> Json<Value> {

@@ -9,6 +9,8 @@
 //!      ◀── Sampled ──
 //! ```
 //!
+//! [`fault`] makes its `/tokenize` fail while everything else goes on.
+//!
 //! What it does not have: several KV-cache groups, data-parallel ranks, offloading, multimodal prompts.
 
 mod answer;
@@ -17,6 +19,7 @@ pub mod driver;
 pub mod engine;
 pub mod event;
 mod exposition;
+pub mod fault;
 mod http;
 pub mod pool;
 pub mod publisher;
@@ -36,6 +39,7 @@ use self::api::Served;
 use self::driver::{Driver, Snapshot, TimeModel};
 use self::engine::{Engine, EngineOptions};
 use self::event::WireHash;
+use self::fault::TokenizeControl;
 use self::publisher::{Publisher, PublisherOptions};
 
 pub use self::sequence::{Adapter, CacheRead, NewRequest, ReportMode, RequestId};
@@ -86,6 +90,7 @@ pub struct Simulator {
     endpoint: String,
     replay_endpoint: String,
     snapshot: watch::Receiver<Snapshot>,
+    tokenize: TokenizeControl,
     shutdown: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
@@ -123,6 +128,7 @@ impl Simulator {
             snapshot: snapshot_sender,
             clients: HashMap::new(),
         };
+        let tokenize = TokenizeControl::default();
         let router = http::router(http::Api {
             served: served(options.model, options.adapters, options.engine.max_model_len),
             options: options.engine,
@@ -132,10 +138,11 @@ impl Simulator {
             replay_endpoint: replay_endpoint.clone(),
             topic,
             buffer_steps,
+            tokenize: tokenize.clone(),
         });
         let shutdown = CancellationToken::new();
         let thread = spawn(listener, router, driver, shutdown.clone())?;
-        Ok(Self { address, endpoint, replay_endpoint, snapshot, shutdown, thread: Some(thread) })
+        Ok(Self { address, endpoint, replay_endpoint, snapshot, tokenize, shutdown, thread: Some(thread) })
     }
 
     /// HTTP address, with its real port.
@@ -151,6 +158,11 @@ impl Simulator {
     /// ROUTER socket's address.
     pub fn replay(&self) -> &str {
         &self.replay_endpoint
+    }
+
+    /// Makes its `/tokenize` fail, and counts the calls.
+    pub fn tokenize(&self) -> &TokenizeControl {
+        &self.tokenize
     }
 
     /// What its metrics show now.

@@ -1,4 +1,4 @@
-//! The event plane lives through every scenario. Those that take long run with `--ignored`.
+//! The router lives through every scenario. Those that take long run with `--ignored`.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn run(name: &str) {
     let scenario = Scenario::by_name(name).unwrap();
     match scenario.run(&Setting::new(binary(), FLAP)) {
         Ok(Outcome::Held(figures)) => println!("{name}: {figures:?}"),
-        // Not by `eprintln!`, whose output the test harness keeps to itself.
+        Ok(Outcome::Tokenized(figures)) => println!("{name}: {figures}"),
         // Not `eprintln!`, which the test harness swallows.
         Ok(Outcome::Skipped(reason)) => drop(writeln!(std::io::stderr(), "SKIPPED {name}: {reason}")),
         Err(error) => panic!("{error:#}"),
@@ -67,4 +67,25 @@ scenarios! {
     router_restart_under_load_keeps_the_hit_ratio: "router-restart",
     #[ignore = "a load of 100 s through Envoy, twice at the same time"]
     overrun_heals_under_load: "router-overrun",
+    #[ignore = "a load of half a minute through Envoy, as all of these"]
+    nobody_waits_for_slow_tokenizers: "tokenizer-slow",
+    failing_tokenizers_cost_nothing_but_hits: "tokenizer-errors",
+    #[ignore = "see the first"]
+    nobody_waits_for_tokenizers_that_never_answer: "tokenizer-black-hole",
+    #[ignore = "see the first"]
+    cut_answers_of_tokenizers_cost_nothing_but_hits: "tokenizer-cut",
+    #[ignore = "see the first"]
+    nonsense_of_tokenizers_costs_nothing_but_hits: "tokenizer-nonsense",
+    #[ignore = "see the first"]
+    the_other_half_is_asked_when_half_of_the_tokenizers_are_dead: "tokenizer-half",
+    #[ignore = "see the first"]
+    saturated_tokenizers_hold_nobody_up: "tokenizer-saturated",
+    #[ignore = "see the first"]
+    foreign_ids_of_one_engine_cost_nothing_but_hits: "tokenizer-foreign-engine",
+    #[ignore = "see the first"]
+    foreign_ids_of_the_only_tokenizer_cost_nothing_but_hits: "tokenizer-foreign-endpoint",
+    #[ignore = "see the first"]
+    nobody_waits_for_a_stopped_tokenizer: "tokenizer-stopped",
+    #[ignore = "see the first"]
+    nobody_waits_for_a_tokenizer_that_is_gone: "tokenizer-gone",
 }
