@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::Error;
 use crate::config::{self, TokenizerApi, TokenizerKind};
 use crate::engine::EngineClient;
@@ -16,12 +18,7 @@ use crate::tokenizer::{Budget, Config, Source, StandIn, Tokenizer, TokenizerStat
 pub(super) fn build(model: &config::Model, client: EngineClient) -> Result<Tokenizer, Error> {
     let settings = &model.tokenizer;
     let budget = Budget { base: settings.budget.0, max: settings.budget_max.0 };
-    let load = |path: &Path| {
-        LocalTokenizer::load(path)
-            .map(Arc::new)
-            .map_err(|source| Error::Tokenizer { model: model.name.clone(), source })
-    };
-    let local = || settings.path.as_deref().map(load).transpose();
+    let local = || settings.path.as_deref().map(|path| load(&model.name, path)).transpose();
     let remote = || {
         let client = match &settings.endpoint {
             Some(base) => EngineClient::new(&model.engine.of_base(base)).map_err(Error::Engine)?,
@@ -42,6 +39,18 @@ pub(super) fn build(model: &config::Model, client: EngineClient) -> Result<Token
         TokenizerKind::Text => Source::Text,
     };
     Ok(Tokenizer::new(model.name.clone(), source, &Config { budget, cache_bytes: settings.cache_bytes }))
+}
+
+/// Loads a local tokenizer, and says what it may not be able to do.
+fn load(model: &Arc<str>, path: &Path) -> Result<Arc<LocalTokenizer>, Error> {
+    let local = LocalTokenizer::load(path).map_err(|source| Error::Tokenizer { model: model.clone(), source })?;
+    if let Some(fault) = local.template_fault() {
+        warn!(%model, fault, "chats of the model are not tokenized here");
+    }
+    if let Some(class) = local.unproved_class() {
+        warn!(%model, class, "tokenizers of this class may split a text otherwise in the engines: only kind: auto finds out");
+    }
+    Ok(Arc::new(local))
 }
 
 /// How requests to a model are read.

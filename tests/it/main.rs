@@ -12,6 +12,7 @@ mod fake_publisher;
 mod fakes;
 mod fuzz_corpus;
 mod hash;
+mod local_tokens;
 mod process;
 mod remote_tokenizer;
 mod report;
