@@ -65,7 +65,7 @@ fn main() {
             messages[0]["content"] = json!(words(MESSAGE, n_tokens + 1_000_000 + next()));
             messages
         };
-        let cases: [(&str, &Bench<'_>, &dyn Fn() -> Vec<Value>); 4] = [
+        let cases: [(&str, &Bench<'_>, Messages<'_>); 4] = [
             ("tokens cached", &with_local, &known),
             ("prefix cached", &with_local, &one_more_turn),
             ("local", &with_local, &unknown),
@@ -81,6 +81,9 @@ fn main() {
     group.finish();
     criterion.final_summary();
 }
+
+/// Makes the messages of the next request.
+type Messages<'a> = &'a dyn Fn() -> Vec<Value>;
 
 struct Bench<'a> {
     router: Router,
