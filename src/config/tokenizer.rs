@@ -270,7 +270,10 @@ mod tests {
             ("budget_max: 50ms", "tokenizer.budget_max: found 50ms, expected at least the budget, 100ms"),
             ("kind: tiktoken", "tokenizer.kind: found \"tiktoken\", expected remote, local, auto or text"),
             ("kind: auto", "tokenizer.path: found nothing, expected the directory of the model's tokenizer"),
-            ("path: /no/tokenizer", "tokenizer.path: found /no/tokenizer, expected a directory with tokenizer.json"),
+            (
+                "kind: auto, path: /no/tokenizer",
+                "tokenizer.path: found /no/tokenizer, expected a directory with tokenizer.json",
+            ),
             ("kind: text", "tokenizer.kind: found text, expected remote or auto"),
             ("allow_media: true", "tokenizer.allow_media: found true, expected false, or api: render"),
             ("api: grpc", "tokenizer.api: found \"grpc\", expected tokenize or render"),

@@ -79,6 +79,11 @@ impl RequestHead {
         let rank = value(RANK_HEADER).and_then(|rank| rank.trim().parse().ok());
         Self { path: value(":path").unwrap_or_default(), subset: metadata.and_then(subset), rank }
     }
+
+    /// Whether the gateway allows the request, and what it says, at an endpoint.
+    pub fn allows(&self, endpoint: &SocketAddr) -> bool {
+        self.subset.as_ref().is_none_or(|subset| subset.contains(endpoint))
+    }
 }
 
 fn subset(metadata: &Metadata) -> Option<Vec<SocketAddr>> {

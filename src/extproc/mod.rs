@@ -326,10 +326,13 @@ impl Drop for Session {
     }
 }
 
-/// Lets what is late go on; never returns, so that only something else ends the wait.
+/// Lets what is late go on; never returns, so that only something else ends the wait. A panic there is no matter of the request,
+/// which has its answer.
 async fn finish(late: &mut Option<Late>) -> Infallible {
-    if let Some(work) = late {
-        work.await;
+    if let Some(work) = late
+        && AssertUnwindSafe(work).catch_unwind().await.is_err()
+    {
+        error!("what was learned after the answer panicked");
     }
     *late = None;
     std::future::pending().await

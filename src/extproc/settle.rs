@@ -2,7 +2,7 @@
 
 use super::decide::Routed;
 use super::message::Served;
-use crate::routing::endpoint::Endpoint;
+use crate::routing::endpoint::{Endpoint, SourceKnowledge};
 use crate::routing::load::Millis;
 
 /// How a pick turned out.
@@ -31,6 +31,10 @@ pub fn settle(routed: &mut Routed, served: &Served, now: Millis) -> (Settled, bo
         if served.address.is_some() || served.n_attempts.is_none() {
             picked.load.served();
         }
+        if served.status >= 400 {
+            // It computes nothing for a request that it, or Envoy, has refused.
+            routed.void();
+        }
         return (settled, false);
     }
     let is_newly_avoided = picked.load.failed(picked_at, now);
@@ -38,15 +42,21 @@ pub fn settle(routed: &mut Routed, served: &Served, now: Millis) -> (Settled, bo
         let endpoints = routed.pool.endpoints.borrow();
         endpoints.endpoints.iter().find(|endpoint| endpoint.address == address).cloned()
     });
+    let is_known = served.address == Some(picked.address) || server.is_some();
     if let Some(server) = server {
         if cannot_serve(served.status) {
             server.load.failed(picked_at, now);
         } else {
             server.load.served();
         }
-        routed.served_by(Some(server), now);
-    } else if !(settled == Settled::Retried && served.address == Some(picked.address)) {
-        routed.served_by(None, now);
+        routed.served_by(server, now);
+    }
+    if served.status >= 400 || !is_known {
+        routed.void();
+    }
+    if is_newly_avoided && !routed.pool.sync && settled != Settled::CannotServe {
+        // No event will tell whether it comes back with an empty cache.
+        SourceKnowledge::new(picked.knowledge.clone()).start_generation();
     }
     (settled, is_newly_avoided)
 }
@@ -115,7 +125,7 @@ mod tests {
         };
         let decision = Decision { model: "m".into(), pick, outcome: Outcome::NoMatch, prompt_tokens: 0 };
         let in_flight = InFlight::new(endpoints[0].clone(), Millis(0));
-        let promised = pool.learned.promise(&[BlockHash(1)], 0, &endpoints[0], Millis(0));
+        let promised = pool.learned.promise(&[BlockHash(1)], 0, &endpoints[0], Millis(0)).into_iter().collect();
         (Routed { decision, in_flight, promised, pool: Arc::new(pool), steered_rank: None }, endpoints)
     }
 
@@ -141,6 +151,8 @@ mod tests {
             let now_avoided = endpoints.iter().map(|e| e.load.is_avoided(Millis(1))).collect::<Vec<_>>();
             let now_in_flight = endpoints.iter().map(|e| e.load.in_flight()).collect::<Vec<_>>();
             assert_eq!(settled, expected, "{served:?}");
+            let is_computed = status < 400 && port != Some(9);
+            assert_eq!(!routed.promised.is_empty(), is_computed, "what is promised after {served:?}");
             assert_eq!(now_avoided, [avoided.0, avoided.1], "{served:?}");
             assert_eq!(now_in_flight, [in_flight.0, in_flight.1], "{served:?}");
         }

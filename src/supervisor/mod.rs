@@ -37,6 +37,8 @@ use endpoints::BuiltPools;
 const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
 /// Time after the start in which a source may come and claim the snapshot that is there for it.
 const OFFERS_KEPT: Duration = Duration::from_secs(600);
+/// Time between two sweeps of what was promised and is over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// Longest that the event threads may take to end.
 const EVENTS_GRACE: Duration = Duration::from_secs(2);
 
@@ -174,7 +176,10 @@ impl Running {
         if let Some(siblings) = snapshots.siblings()? {
             background.spawn("siblings", siblings.run(shutdown_background.clone()));
         }
-        let router = Arc::new(Router::new(built.pools, index, metrics));
+        let router = Arc::new(Router::new(built.pools, index, metrics.clone()));
+        let promising = router.clone();
+        metrics.set_promise_collector(Box::new(move || promising.promise_rows()));
+        background.spawn("sweep", sweep_promises(router.clone(), shutdown_background.clone()));
         let extproc_config =
             extproc::Config { selection_header: config.selection.header.clone(), body_bytes: config.limits.body_bytes };
         tasks.spawn("extproc", extproc::run(extproc_listener, extproc_config, router, shutdown.clone()));
@@ -219,6 +224,14 @@ async fn drop_unclaimed_offers(events: Arc<EventPlane>, shutdown: CancellationTo
     if shutdown.run_until_cancelled(tokio::time::sleep(OFFERS_KEPT)).await.is_some() {
         events.drop_unclaimed_offers();
         shutdown.cancelled().await;
+    }
+    Ok(())
+}
+
+/// Frees the memory of what was promised, also when nobody asks for anything any more.
+async fn sweep_promises(router: Arc<Router>, shutdown: CancellationToken) -> Result<(), Infallible> {
+    while shutdown.run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL)).await.is_some() {
+        router.sweep();
     }
     Ok(())
 }

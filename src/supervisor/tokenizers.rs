@@ -35,7 +35,9 @@ pub(super) fn build(model: &config::Model, client: EngineClient) -> Result<Token
             Source::Remote { remote: remote()?, stand_in: Some(stand_in) }
         }
         TokenizerKind::Local => Source::Local(local()?.expect(CHECKED)),
-        TokenizerKind::Auto => Source::Auto { local: local()?.expect(CHECKED), remote: remote()? },
+        TokenizerKind::Auto => {
+            Source::Auto { local: local()?.expect(CHECKED), remote: remote()?, stands_in: !model.events.sync }
+        }
         TokenizerKind::Text => Source::Text,
     };
     Ok(Tokenizer::new(model.name.clone(), source, &Config { budget, cache_bytes: settings.cache_bytes }))
@@ -80,16 +82,16 @@ fn row(model: &Arc<str>, status: &TokenizerStatus) -> TokenizerRow {
         n_cache_misses: status.n_cache_misses,
         cache_bytes: status.cache_bytes,
         is_trusted: status.is_trusted,
-        n_equal: status.n_compared - status.n_differences,
-        n_different: status.n_differences,
-        calls: status.remote.as_ref().map(calls).unwrap_or_default(),
+        n_equal: status.n_equal,
+        n_different: status.n_different,
+        calls: status.remote.as_ref().map(|remote| calls(remote, status.n_stood_in)).unwrap_or_default(),
         failures: status.remote.as_ref().map(failures).unwrap_or_default(),
         breakers: status.remote.as_ref().map(breakers).unwrap_or_default(),
         conversations: status.local.as_ref().map(conversations).unwrap_or_default(),
     }
 }
 
-fn calls(remote: &RemoteStatus) -> Vec<(&'static str, u64)> {
+fn calls(remote: &RemoteStatus, n_stood_in: u64) -> Vec<(&'static str, u64)> {
     vec![
         ("asked", remote.n_calls),
         ("hedged", remote.n_hedges),
@@ -99,6 +101,7 @@ fn calls(remote: &RemoteStatus) -> Vec<(&'static str, u64)> {
         ("busy", remote.n_busy),
         ("checked", remote.n_checks),
         ("check_failed", remote.n_failed_checks),
+        ("stood_in_for", n_stood_in),
     ]
 }
 

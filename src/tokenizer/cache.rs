@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
 use xxhash_rust::xxh3::xxh3_128_with_secret;
 
 use super::Tokens;
@@ -23,13 +23,17 @@ const MAX_AGE: Duration = Duration::from_secs(600);
 const ENTRY_BYTES: usize = 128;
 /// Bytes of a typical entry, from which the cache estimates how many it will have: 2,000 tokens.
 const TYPICAL_BYTES: usize = 8 << 10;
+/// Least memory of a part of the cache that has a lock of its own: room for the longest prompts.
+const SHARD_BYTES: usize = 8 << 20;
 /// XXH3 takes at least 136 bytes of secret.
 const SECRET_BYTES: usize = 192;
 
 /// See the module.
 pub(super) struct TokenCache {
-    entries: Cache<u128, Entry, ByBytes>,
+    entries: Cache<u128, Entry, ByBytes, RandomState>,
     secret: [u8; SECRET_BYTES],
+    /// Part of every key: what was asked before it changed is not found any more, also when the answer comes after.
+    epoch: AtomicU64,
     n_hits: AtomicU64,
     n_misses: AtomicU64,
 }
@@ -56,14 +60,23 @@ impl Weighter<u128, Entry> for ByBytes {
 impl TokenCache {
     /// A cache of at most `n_bytes`.
     pub(super) fn new(n_bytes: usize) -> Self {
-        let entries = Cache::with_weighter(n_bytes / TYPICAL_BYTES, n_bytes as u64, ByBytes);
-        Self { entries, secret: secret(), n_hits: AtomicU64::new(0), n_misses: AtomicU64::new(0) }
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(n_bytes / TYPICAL_BYTES)
+            .weight_capacity(n_bytes as u64)
+            // A shard takes no entry that is larger than itself.
+            .shards((n_bytes / SHARD_BYTES).max(1))
+            .build()
+            .expect("items and weight are given");
+        let entries = Cache::with_options(options, ByBytes, RandomState::new(), DefaultLifecycle::default());
+        let [epoch, n_hits, n_misses] = [const { AtomicU64::new(0) }; 3];
+        Self { entries, secret: secret(), epoch, n_hits, n_misses }
     }
 
     pub(super) fn key(&self, question: &Question) -> CacheKey {
         // The API is part of the question: the same body may have other tokens there.
         let api = xxh3_128_with_secret(question.api.path().as_bytes(), &self.secret);
-        CacheKey(xxh3_128_with_secret(&question.body, &self.secret) ^ api.rotate_left(1))
+        let epoch = xxh3_128_with_secret(&self.epoch.load(Relaxed).to_le_bytes(), &self.secret);
+        CacheKey(xxh3_128_with_secret(&question.body, &self.secret) ^ api.rotate_left(1) ^ epoch.rotate_left(2))
     }
 
     pub(super) fn get(&self, key: CacheKey) -> Option<Arc<Tokens>> {
@@ -77,8 +90,9 @@ impl TokenCache {
         self.entries.insert(key.0, Entry { tokens, since: Instant::now() });
     }
 
-    /// Forgets everything.
-    pub(super) fn clear(&self) {
+    /// Forgets everything, and whatever is still being answered.
+    pub(super) fn forget(&self) {
+        self.epoch.fetch_add(1, Relaxed);
         self.entries.clear();
     }
 
@@ -125,8 +139,9 @@ mod tests {
         assert_eq!(cache.get(key), Some(tokens(3)));
         assert_eq!(cache.get(cache.key(&question("b"))), None);
         assert_eq!(cache.counts(), (1, 2));
-        cache.clear();
-        assert_eq!(cache.get(key), None);
+        cache.forget();
+        cache.put(key, tokens(3));
+        assert_eq!(cache.get(cache.key(&question("a"))), None, "an answer from before is not found either");
     }
 
     #[test]
@@ -139,6 +154,14 @@ mod tests {
         let none = TokenCache::new(0);
         none.put(none.key(&question("a")), tokens(1));
         assert_eq!(none.get(none.key(&question("a"))), None);
+    }
+
+    #[test]
+    fn a_long_prompt_finds_room() {
+        let cache = TokenCache::new(64 << 20);
+        let key = cache.key(&question("a"));
+        cache.put(key, tokens(1 << 20));
+        assert!(cache.get(key).is_some());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -78,6 +79,9 @@ pub enum Error {
     /// The answer is not what the engine's API answers.
     #[error("the answer is not a list of as many token ids as it counts")]
     Nonsense,
+    /// The prompt is longer than any that is asked for.
+    #[error("the prompt is too long to ask for its tokens")]
+    TooLong,
     /// The local tokenizer cannot say.
     #[error("the local tokenizer does not do what this prompt needs")]
     Unsupported(#[source] local::Unsupported),
@@ -99,7 +103,8 @@ impl Error {
             Self::Open => "tokenizer_open",
             Self::Differs => "tokenizer_differs",
             Self::Nonsense => "tokenizer_nonsense",
-            Self::Unsupported(_) => "tokenizer_unsupported",
+            Self::TooLong => "tokenizer_too_long",
+            Self::Unsupported(unsupported) => unsupported.as_str(),
             Self::Panicked => "tokenizer_panicked",
         }
     }
@@ -123,6 +128,8 @@ pub enum Source {
         remote: Arc<RemoteTokenizer>,
         /// Is compared with them.
         local: Arc<LocalTokenizer>,
+        /// Whether it stands in for them before it is trusted: only where no engine feeds the index.
+        stands_in: bool,
     },
     /// The bytes of the text.
     Text,
@@ -172,19 +179,62 @@ pub struct Tokenizer {
     budget: Budget,
     cache: TokenCache,
     ways: Ways,
+    /// Questions that something answered in the engines' place.
+    n_stood_in: AtomicU64,
 }
 
 /// A [`Source`] at work.
 enum Ways {
-    Remote { remote: Arc<RemoteTokenizer>, stand_in: Option<Local> },
+    Remote { remote: Arc<RemoteTokenizer>, stand_in: Option<OwnStandIn> },
     Local(Workers),
-    Auto { remote: Arc<RemoteTokenizer>, local: Workers, trust: Trust },
+    Auto(Auto),
     Text,
 }
 
-enum Local {
+/// What [`Source::Auto`] names.
+struct Auto {
+    remote: Arc<RemoteTokenizer>,
+    local: Workers,
+    trust: Trust,
+    stands_in: bool,
+}
+
+enum OwnStandIn {
     Workers(Workers),
     Text,
+}
+
+/// What stands in for the engines.
+enum Local<'a> {
+    Workers(&'a Workers),
+    Text,
+}
+
+impl Ways {
+    fn stand_in(&self) -> Option<Local<'_>> {
+        match self {
+            Self::Remote { stand_in: Some(OwnStandIn::Workers(local)), .. } => Some(Local::Workers(local)),
+            Self::Remote { stand_in: Some(OwnStandIn::Text), .. } => Some(Local::Text),
+            Self::Auto(Auto { local, stands_in: true, .. }) => Some(Local::Workers(local)),
+            Self::Remote { stand_in: None, .. } | Self::Auto(_) | Self::Local(_) | Self::Text => None,
+        }
+    }
+
+    fn remote(&self) -> Option<&Arc<RemoteTokenizer>> {
+        match self {
+            Self::Remote { remote, .. } | Self::Auto(Auto { remote, .. }) => Some(remote),
+            Self::Local(_) | Self::Text => None,
+        }
+    }
+
+    fn local(&self) -> Option<&Workers> {
+        match self {
+            Self::Remote { stand_in: Some(OwnStandIn::Workers(local)), .. }
+            | Self::Local(local)
+            | Self::Auto(Auto { local, .. }) => Some(local),
+            Self::Remote { .. } | Self::Text => None,
+        }
+    }
 }
 
 /// A tokenizer at one moment; counts are since the start.
@@ -196,12 +246,14 @@ pub struct TokenizerStatus {
     pub n_cache_misses: u64,
     /// Memory of the cache.
     pub cache_bytes: u64,
-    /// Whether the local tokenizer speaks for the engines; none where that is not a question.
+    /// Questions that something answered in the engines' place.
+    pub n_stood_in: u64,
+    /// Whether the local tokenizer speaks for the engines, for any kind of prompt; none where that is not a question.
     pub is_trusted: Option<bool>,
-    /// Prompts of which the local tokenizer's ids were compared with the engines'.
-    pub n_compared: u64,
-    /// Those with a difference.
-    pub n_differences: u64,
+    /// Prompts of which the local tokenizer's ids were those of the engines.
+    pub n_equal: u64,
+    /// Prompts of which they were not.
+    pub n_different: u64,
     /// Of the engines' clients.
     pub remote: Option<RemoteStatus>,
     /// Of the tokenizer in this process.
@@ -212,14 +264,21 @@ impl Tokenizer {
     /// A tokenizer for the prompts of `model`.
     pub fn new(model: Arc<str>, source: Source, config: &Config) -> Self {
         let ways = match source {
-            Source::Remote { remote, stand_in } => Ways::Remote { remote, stand_in: stand_in.map(Local::from) },
+            Source::Remote { remote, stand_in } => Ways::Remote {
+                remote,
+                stand_in: stand_in.map(|stand_in| match stand_in {
+                    StandIn::Local(local) => OwnStandIn::Workers(Workers::new(local)),
+                    StandIn::Text => OwnStandIn::Text,
+                }),
+            },
             Source::Local(local) => Ways::Local(Workers::new(local)),
-            Source::Auto { remote, local } => {
-                Ways::Auto { remote, local: Workers::new(local), trust: Trust::default() }
+            Source::Auto { remote, local, stands_in } => {
+                Ways::Auto(Auto { remote, local: Workers::new(local), trust: Trust::default(), stands_in })
             }
             Source::Text => Ways::Text,
         };
-        Self { model, budget: config.budget, cache: TokenCache::new(config.cache_bytes), ways }
+        let cache = TokenCache::new(config.cache_bytes);
+        Self { model, budget: config.budget, cache, ways, n_stood_in: AtomicU64::new(0) }
     }
 
     /// Watches over the engines that are asked, off the path of requests.
@@ -231,52 +290,28 @@ impl Tokenizer {
         endpoints: impl Fn() -> Vec<SocketAddr> + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<(), Infallible> {
-        match &self.ways {
-            Ways::Remote { remote, .. } | Ways::Auto { remote, .. } => remote.clone().run(endpoints, shutdown).await,
-            Ways::Local(_) | Ways::Text => {
-                shutdown.cancelled().await;
-                Ok(())
-            }
+        if let Some(remote) = self.ways.remote() {
+            return remote.clone().run(endpoints, shutdown).await;
         }
+        shutdown.cancelled().await;
+        Ok(())
     }
 
     /// What it has done so far, and how it stands.
     pub fn status(&self) -> TokenizerStatus {
         let (n_cache_hits, n_cache_misses) = self.cache.counts();
-        let (remote, local, trust) = match &self.ways {
-            Ways::Remote { remote, stand_in } => (Some(remote), stand_in.as_ref().and_then(Local::workers), None),
-            Ways::Local(local) => (None, Some(local), None),
-            Ways::Auto { remote, local, trust } => (Some(remote), Some(local), Some(trust)),
-            Ways::Text => (None, None, None),
-        };
-        let (n_compared, n_differences) = trust.map(Trust::counts).unwrap_or_default();
+        let trust = if let Ways::Auto(Auto { trust, .. }) = &self.ways { Some(trust) } else { None };
+        let (n_equal, n_different) = trust.map(Trust::counts).unwrap_or_default();
         TokenizerStatus {
             n_cache_hits,
             n_cache_misses,
             cache_bytes: self.cache.n_bytes(),
-            is_trusted: trust.map(Trust::is_trusted),
-            n_compared,
-            n_differences,
-            remote: remote.map(|remote| remote.status()),
-            local: local.map(Workers::status),
-        }
-    }
-}
-
-impl From<StandIn> for Local {
-    fn from(stand_in: StandIn) -> Self {
-        match stand_in {
-            StandIn::Local(local) => Self::Workers(Workers::new(local)),
-            StandIn::Text => Self::Text,
-        }
-    }
-}
-
-impl Local {
-    fn workers(&self) -> Option<&Workers> {
-        match self {
-            Self::Workers(workers) => Some(workers),
-            Self::Text => None,
+            n_stood_in: self.n_stood_in.load(Relaxed),
+            is_trusted: trust.map(Trust::is_trusted_with_any),
+            n_equal,
+            n_different,
+            remote: self.ways.remote().map(|remote| remote.status()),
+            local: self.ways.local().map(Workers::status),
         }
     }
 }

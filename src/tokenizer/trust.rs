@@ -1,40 +1,89 @@
 //! Whether the local tokenizer may speak for the engines.
 //!
-//! It is distrusted until it has agreed with them on [`NEEDED`] prompts in a row, whatever their kind, and from then on a sample of one in
-//! [`AUDIT_INTERVAL`] is still compared. One difference, and it begins anew: an engine with another revision of the model,
-//! or another chat template, differs on some prompts only.
+//! For each [`Kind`] of prompt it is distrusted until it has agreed with them on a number of prompts in a row, at first [`NEEDED`], and
+//! from then on a sample of one in [`AUDIT_INTERVAL`] is still compared. One difference, and all kinds begin anew, with twice the
+//! number: an engine with another revision of the model, or another chat template, differs on some prompts only.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// Comparisons without a difference after which the local tokenizer is trusted.
-pub(super) const NEEDED: u32 = 64;
+use crate::request::Question;
+
+/// Comparisons without a difference after which the local tokenizer is trusted with prompts of that kind.
+const NEEDED: u32 = 64;
+/// Times that the number doubles.
+const MOST_DOUBLINGS: u32 = 8;
 /// One in so many prompts of a trusted tokenizer is also given to the engines.
 const AUDIT_INTERVAL: u64 = 100;
+
+/// What decides which parts of the tokenizer and of the chat template a prompt needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Completion,
+    Chat,
+    /// A chat with tools or with arguments for the template.
+    ChatWithMore,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Completion, Self::Chat, Self::ChatWithMore];
+
+    /// The kind of a question of ours, whose fields are written without spaces. A client's text has its quotes escaped; where one is taken
+    /// for a field all the same, the prompt counts as another kind, which is no harm.
+    pub(super) fn of(question: &Question) -> Self {
+        let has = |field: &str| question.body.windows(field.len()).any(|found| found == field.as_bytes());
+        if !has("\"messages\":") {
+            Self::Completion
+        } else if has(",\"tools\":") || has(",\"chat_template_kwargs\":") {
+            Self::ChatWithMore
+        } else {
+            Self::Chat
+        }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Completion => "completion",
+            Self::Chat => "chat",
+            Self::ChatWithMore => "chat_with_tools_or_arguments",
+        }
+    }
+}
 
 /// See the module. The counters guard no other memory, and a moment's delay costs one comparison more: all accesses are
 /// relaxed.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
-    /// Comparisons without a difference in a row, at most [`NEEDED`].
-    n_agreed: AtomicU32,
+    /// By kind, comparisons without a difference in a row.
+    n_agreed: [AtomicU32; Kind::ALL.len()],
+    /// Times that trust was lost.
+    n_lost: AtomicU32,
     n_asked: AtomicU64,
-    n_compared: AtomicU64,
-    n_differences: AtomicU64,
+    n_equal: AtomicU64,
+    n_different: AtomicU64,
 }
 
 /// What a comparison changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Nothing,
-    /// It is trusted from now on.
+    /// It is trusted with prompts of that kind from now on.
     Gained,
-    /// It was trusted until now.
+    /// It was trusted with some until now.
     Lost,
 }
 
 impl Trust {
-    pub(super) fn is_trusted(&self) -> bool {
-        self.n_agreed.load(Relaxed) >= NEEDED
+    pub(super) fn is_trusted(&self, kind: Kind) -> bool {
+        self.n_agreed[kind as usize].load(Relaxed) >= self.needed()
+    }
+
+    /// Whether it is trusted with any kind of prompt.
+    pub(super) fn is_trusted_with_any(&self) -> bool {
+        Kind::ALL.into_iter().any(|kind| self.is_trusted(kind))
+    }
+
+    fn needed(&self) -> u32 {
+        NEEDED << self.n_lost.load(Relaxed).min(MOST_DOUBLINGS)
     }
 
     /// Whether this prompt is one of the sample.
@@ -43,45 +92,53 @@ impl Trust {
     }
 
     /// Takes note of a comparison.
-    pub(super) fn compared(&self, is_equal: bool) -> Change {
-        self.n_compared.fetch_add(1, Relaxed);
+    pub(super) fn compared(&self, kind: Kind, is_equal: bool) -> Change {
         if !is_equal {
-            self.n_differences.fetch_add(1, Relaxed);
-            let was_trusted = self.n_agreed.swap(0, Relaxed) >= NEEDED;
-            return if was_trusted { Change::Lost } else { Change::Nothing };
+            return self.differed();
         }
-        let count = |n_agreed| (n_agreed < NEEDED).then_some(n_agreed + 1);
-        match self.n_agreed.fetch_update(Relaxed, Relaxed, count) {
-            Ok(before) if before + 1 == NEEDED => Change::Gained,
-            Ok(_) | Err(_) => Change::Nothing,
-        }
+        self.n_equal.fetch_add(1, Relaxed);
+        let n_agreed = self.n_agreed[kind as usize].fetch_add(1, Relaxed).saturating_add(1);
+        if n_agreed == self.needed() { Change::Gained } else { Change::Nothing }
     }
 
-    /// Comparisons, and those with a difference.
+    fn differed(&self) -> Change {
+        self.n_different.fetch_add(1, Relaxed);
+        let was_trusted = self.is_trusted_with_any();
+        self.n_agreed.iter().for_each(|n_agreed| n_agreed.store(0, Relaxed));
+        if !was_trusted {
+            return Change::Nothing;
+        }
+        self.n_lost.fetch_add(1, Relaxed);
+        Change::Lost
+    }
+
+    /// Comparisons without and with a difference.
     pub(super) fn counts(&self) -> (u64, u64) {
-        (self.n_compared.load(Relaxed), self.n_differences.load(Relaxed))
+        (self.n_equal.load(Relaxed), self.n_different.load(Relaxed))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::TokensApi;
 
     #[test]
-    fn trust_is_earned_lost_at_once_and_earned_anew() {
+    fn trust_is_earned_lost_at_once_and_harder_to_earn_again() {
         let trust = Trust::default();
-        for _ in 0..2 {
-            for n in 1..=NEEDED {
-                assert!(!trust.is_trusted());
-                let expected = if n == NEEDED { Change::Gained } else { Change::Nothing };
-                assert_eq!(trust.compared(true), expected);
+        for needed in [NEEDED, 2 * NEEDED] {
+            for n in 1..=needed {
+                assert!(!trust.is_trusted(Kind::Chat));
+                let expected = if n == needed { Change::Gained } else { Change::Nothing };
+                assert_eq!(trust.compared(Kind::Chat, true), expected);
             }
-            assert!(trust.is_trusted());
-            assert_eq!(trust.compared(true), Change::Nothing);
-            assert_eq!(trust.compared(false), Change::Lost);
+            assert!(trust.is_trusted(Kind::Chat) && !trust.is_trusted(Kind::Completion));
+            assert_eq!(trust.compared(Kind::Chat, true), Change::Nothing);
+            assert_eq!(trust.compared(Kind::Completion, false), Change::Lost, "all kinds lose it");
+            assert!(!trust.is_trusted_with_any());
         }
-        assert_eq!(trust.compared(false), Change::Nothing, "there was nothing to lose");
-        assert_eq!(trust.counts(), (u64::from(2 * NEEDED + 5), 3));
+        assert_eq!(trust.compared(Kind::Chat, false), Change::Nothing, "there was nothing to lose");
+        assert_eq!(trust.counts(), (u64::from(3 * NEEDED + 2), 3));
     }
 
     #[test]
@@ -89,5 +146,18 @@ mod tests {
         let trust = Trust::default();
         let n_audited = (0..10 * AUDIT_INTERVAL).filter(|_| trust.is_audited()).count();
         assert_eq!(n_audited, 10);
+    }
+
+    #[test]
+    fn prompts_that_need_other_parts_of_the_template_are_other_kinds() {
+        for (body, kind) in [
+            (r#"{"model":"m","prompt":"\"messages\":"}"#, Kind::Completion),
+            (r#"{"messages":[{"role":"user","content":",\"tools\":"}]}"#, Kind::Chat),
+            (r#"{"messages":[],"tools":[]}"#, Kind::ChatWithMore),
+            (r#"{"messages":[],"chat_template_kwargs":{"a":1}}"#, Kind::ChatWithMore),
+        ] {
+            let question = Question { api: TokensApi::Tokenize, body: body.into() };
+            assert_eq!(Kind::of(&question), kind, "{body}");
+        }
     }
 }

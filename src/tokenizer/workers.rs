@@ -1,7 +1,8 @@
 //! The local tokenizer on threads of its own, a few at a time.
 //!
 //! Tokenizing is computation: on the async threads it would hold up every other request. Whoever finds no thread free
-//! waits, as long as its budget lasts. What has begun is finished and kept, also when nobody waits for it any more.
+//! waits, as long as its budget lasts, in a short queue: beyond it the answer would come too late, and is refused at once. What has
+//! begun is finished and kept, also when nobody waits for it any more.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -19,12 +20,18 @@ pub(super) struct Workers {
     tokenizer: Arc<LocalTokenizer>,
     /// One for each core, so that more of them would not be faster.
     free: Arc<Semaphore>,
+    /// Those that run or wait.
+    places: Arc<Semaphore>,
 }
+
+/// Questions that may run or wait, per thread.
+const PLACES_PER_THREAD: usize = 8;
 
 impl Workers {
     pub(super) fn new(tokenizer: Arc<LocalTokenizer>) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self { tokenizer, free: Arc::new(Semaphore::new(n_cores)) }
+        let [free, places] = [n_cores, n_cores * PLACES_PER_THREAD].map(|n| Arc::new(Semaphore::new(n)));
+        Self { tokenizer, free, places }
     }
 
     /// The tokens of a question, within the budget; `keep` gets them in any case.
@@ -34,12 +41,13 @@ impl Workers {
         budget: Duration,
         keep: impl FnOnce(&Arc<Tokens>) + Send + 'static,
     ) -> Result<Arc<Tokens>, Error> {
+        let Ok(place) = self.places.clone().try_acquire_owned() else { return Err(Error::Busy) };
         let work = async {
             let permit = self.free.clone().acquire_owned().await.expect("nobody closes the semaphore");
             let tokenizer = self.tokenizer.clone();
             let done = tokio::task::spawn_blocking(move || {
                 let tokens = tokenize(&tokenizer, &question).inspect(keep);
-                drop(permit);
+                drop((permit, place));
                 tokens
             });
             // A panic of the tokenizer costs this answer.

@@ -15,7 +15,6 @@ use crate::routing::hash::{BlockHash, BlockSize, Scope};
 use crate::routing::index::{Keyspace, KeyspaceIndex, Overlaps};
 use crate::routing::index::{Promised, Promises};
 use crate::routing::load::Millis;
-use crate::routing::pick::Pick;
 use crate::routing::score::TokenMatch;
 use crate::telemetry::metrics::Stage;
 use crate::tokenizer::{Space, Tokens};
@@ -27,7 +26,8 @@ const LEARNED_BLOCK: u32 = 16;
 pub(super) struct Lookup {
     pub(super) prompt_tokens: u32,
     pub(super) matches: Vec<TokenMatch>,
-    pub(super) longest: Chain,
+    /// One for each keyspace that was looked into.
+    chains: Vec<Chain>,
     pub(super) basis: Basis,
 }
 
@@ -40,40 +40,47 @@ pub(super) enum Basis {
     Picks,
 }
 
-/// The blocks of a prompt that an engine could reuse, in the keyspace that has most of them.
-#[derive(Default)]
+/// The blocks of a prompt that an engine could reuse, in one keyspace.
 pub(super) struct Chain {
     pub(super) hashes: Vec<BlockHash>,
-    pub(super) n_tokens: u32,
+    block_size: BlockSize,
     /// The keyspace; none for the learned index.
     keyspace: Option<Arc<KeyspaceIndex>>,
+    /// How many of the blocks endpoints are known to hold.
+    held: Vec<(EndpointId, u32)>,
 }
 
 impl Lookup {
-    /// Notes what the picked endpoint is going to hold.
-    pub(super) fn promise(&self, pool: &Pool, pick: &Pick, now: Millis) -> Option<Promised> {
-        // What is only promised is promised again: it is the picks that keep a learned block from being forgotten.
-        let held = self.matches.iter().filter(|found| found.rank.is_some() && found.endpoint == pick.endpoint.id);
-        let held_tokens = held.map(|found| found.tokens).max().unwrap_or(0);
-        self.longest.promise(pool, held_tokens / self.longest.block_size()?, &pick.endpoint, now)
+    /// The chain with most blocks.
+    pub(super) fn longest(&self) -> Option<&Chain> {
+        self.chains.iter().max_by_key(|chain| chain.hashes.len())
+    }
+
+    /// Notes what the picked endpoint is going to hold: in the keyspace in which it holds something, since its source writes there;
+    /// where that is not known, in each.
+    pub(super) fn promise(&self, pool: &Pool, endpoint: &Arc<Endpoint>, now: Millis) -> Vec<Promised> {
+        let most_held = self.chains.iter().max_by_key(|chain| chain.n_held(endpoint.id) * chain.block_size.get());
+        match most_held.filter(|chain| chain.n_held(endpoint.id) > 0) {
+            Some(chain) => chain.promise(pool, endpoint, now).into_iter().collect(),
+            None => self.chains.iter().filter_map(|chain| chain.promise(pool, endpoint, now)).collect(),
+        }
     }
 }
 
 impl Chain {
-    /// Tokens per block; none of an empty chain.
-    fn block_size(&self) -> Option<u32> {
-        self.n_tokens.checked_div(u32::try_from(self.hashes.len()).ok()?)
+    /// Tokens in all of the blocks.
+    pub(super) fn n_tokens(&self) -> u32 {
+        u32::try_from(self.hashes.len()).unwrap_or(u32::MAX).saturating_mul(self.block_size.get())
     }
 
-    fn new(hashes: Vec<BlockHash>, block_size: BlockSize, keyspace: Option<Arc<KeyspaceIndex>>) -> Self {
-        let n_blocks = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
-        Self { hashes, n_tokens: n_blocks.saturating_mul(block_size.get()), keyspace }
+    fn n_held(&self, endpoint: EndpointId) -> u32 {
+        self.held.iter().filter(|(holder, _)| *holder == endpoint).map(|(_, n_blocks)| *n_blocks).max().unwrap_or(0)
     }
 
-    /// Notes that an endpoint which holds the first `n_held` of these blocks is going to hold them all.
-    fn promise(&self, pool: &Pool, n_held: u32, endpoint: &Arc<Endpoint>, now: Millis) -> Option<Promised> {
+    /// What is only promised is promised again: it is the picks that keep a learned block from being forgotten.
+    fn promise(&self, pool: &Pool, endpoint: &Arc<Endpoint>, now: Millis) -> Option<Promised> {
         let promises = self.keyspace.as_ref().map_or(&pool.learned, |keyspace| keyspace.promises());
-        promises.promise(&self.hashes, n_held, endpoint, now)
+        promises.promise(&self.hashes, self.n_held(endpoint.id), endpoint, now)
     }
 }
 
@@ -90,15 +97,15 @@ impl Router {
     pub(super) fn look_up(&self, question: &Question<'_>) -> Lookup {
         let pool = &question.target.pool;
         let keyspaces = if pool.sync { self.index.keyspaces_of(&pool.model) } else { Vec::new() };
-        let (matches, longest, basis) = if keyspaces.is_empty() {
+        let (matches, chains, basis) = if keyspaces.is_empty() {
             let (matches, chain) = self.learned_matches(question);
-            (matches, chain, Basis::Picks)
+            (matches, vec![chain], Basis::Picks)
         } else {
-            let (matches, chain) = self.announced_matches(question, keyspaces);
-            (matches, chain, Basis::Events)
+            let (matches, chains) = self.announced_matches(question, keyspaces);
+            (matches, chains, Basis::Events)
         };
         let prompt_tokens = u32::try_from(question.tokens.ids.len()).unwrap_or(u32::MAX);
-        Lookup { prompt_tokens, matches, longest, basis }
+        Lookup { prompt_tokens, matches, chains, basis }
     }
 
     /// Matches in every keyspace in which some source has blocks; an endpoint that has blocks in several counts with its
@@ -107,11 +114,11 @@ impl Router {
         &self,
         question: &Question<'_>,
         keyspaces: Vec<(Keyspace, Arc<KeyspaceIndex>)>,
-    ) -> (Vec<TokenMatch>, Chain) {
+    ) -> (Vec<TokenMatch>, Vec<Chain>) {
         let Question { target, scope, .. } = question;
         let required = target.required_kinds(scope, question.reusable().len());
         let mut overlaps = Overlaps::default();
-        let (mut matches, mut longest) = (Vec::new(), Chain::default());
+        let (mut matches, mut chains) = (Vec::new(), Vec::with_capacity(keyspaces.len()));
         for (keyspace, index) in keyspaces {
             let block_size = keyspace.block_size;
             let hashes = self.timed(Stage::Hash, || target.pool.chain(&keyspace, question.reusable(), scope));
@@ -123,14 +130,12 @@ impl Router {
                 tokens: found.n_blocks * block_size.get(),
                 offloaded_tokens: found.n_offloaded * block_size.get(),
             }));
-            let held = overlaps.matches().map(|found| (found.endpoint, found.n_blocks));
-            matches.extend(promised(index.promises(), &hashes, held, block_size, self.now()));
+            let held: Vec<_> = overlaps.matches().map(|found| (found.endpoint, found.n_blocks)).collect();
+            matches.extend(promised(index.promises(), &hashes, held.iter().copied(), block_size, self.now()));
             self.metrics.observe_stage(Stage::Lookup, started.elapsed());
-            if hashes.len() > longest.hashes.len() {
-                longest = Chain::new(hashes, block_size, Some(index));
-            }
+            chains.push(Chain { hashes, block_size, keyspace: Some(index), held });
         }
-        (matches, longest)
+        (matches, chains)
     }
 
     fn learned_matches(&self, question: &Question<'_>) -> (Vec<TokenMatch>, Chain) {
@@ -145,7 +150,7 @@ impl Router {
         let hashes = self.timed(Stage::Hash, chain);
         let look_up = || promised(&pool.learned, &hashes, std::iter::empty(), block_size, self.now());
         let matches = self.timed(Stage::Lookup, look_up);
-        (matches, Chain::new(hashes, block_size, None))
+        (matches, Chain { hashes, block_size, keyspace: None, held: Vec::new() })
     }
 }
 

@@ -25,7 +25,7 @@ use crate::routing::index::Promised;
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
 use crate::routing::score::candidates;
-use crate::telemetry::metrics::{Metrics, Stage};
+use crate::telemetry::metrics::{Metrics, PromiseRow, Stage};
 use crate::tokenizer::remote::{RemoteTokenizer, Targets};
 use crate::tokenizer::{Asked, Late, Space, Tokens};
 
@@ -57,8 +57,8 @@ pub struct Routed {
     pub decision: Decision,
     /// Counts the request for its endpoint, from the moment of the pick.
     pub in_flight: InFlight,
-    /// The blocks that the endpoint is going to hold; none where it holds them, or where they are not known.
-    pub promised: Option<Promised>,
+    /// The blocks that the endpoint is going to hold, by keyspace; none where it holds them, or where they are not known.
+    pub promised: Vec<Promised>,
     /// The pool it was picked from.
     pub pool: Arc<Pool>,
     /// The data-parallel rank that the engine is told to use.
@@ -66,22 +66,20 @@ pub struct Routed {
 }
 
 impl Routed {
-    /// Another endpoint served the request, or none did.
-    pub fn served_by(&mut self, server: Option<Arc<Endpoint>>, now: Millis) {
-        match (server, &mut self.promised) {
-            (Some(server), promised) => {
-                promised.iter_mut().for_each(|promised| promised.move_to(&server, now));
-                self.in_flight.move_to(server);
-            }
-            (None, promised) => promised.take().into_iter().for_each(Promised::void),
-        }
+    /// Another endpoint served the request.
+    pub fn served_by(&mut self, server: Arc<Endpoint>, now: Millis) {
+        self.promised.iter_mut().for_each(|promised| promised.move_to(&server, now));
+        self.in_flight.move_to(server);
+    }
+
+    /// Nobody computes anything for the request.
+    pub fn void(&mut self) {
+        self.promised.drain(..).for_each(Promised::void);
     }
 
     /// The request has ended.
     pub fn end(self, now: Millis) {
-        if let Some(promised) = self.promised {
-            promised.end(now);
-        }
+        self.promised.into_iter().for_each(|promised| promised.end(now));
     }
 }
 
@@ -164,6 +162,29 @@ impl Router {
         &self.metrics
     }
 
+    /// Frees the memory of what was promised and is over. What counts is the same before and after.
+    pub fn sweep(&self) {
+        for pool in self.pools.iter() {
+            pool.learned.sweep(self.now());
+            let keyspaces = self.index.keyspaces_of(&pool.model);
+            keyspaces.iter().for_each(|(_, keyspace)| keyspace.promises().sweep(self.now()));
+        }
+    }
+
+    /// What is promised in each pool.
+    pub fn promise_rows(&self) -> Vec<PromiseRow> {
+        let row = |pool: &Pool| {
+            let keyspaces = self.index.keyspaces_of(&pool.model);
+            let tables = || keyspaces.iter().map(|(_, keyspace)| keyspace.promises()).chain([&pool.learned]);
+            PromiseRow {
+                model: pool.model.clone(),
+                n_blocks: tables().map(|promises| promises.n_blocks() as u64).sum(),
+                n_refused: pool.learned.n_refused(),
+            }
+        };
+        self.pools.iter().map(row).collect()
+    }
+
     /// Decides where a request goes and counts it.
     pub async fn decide(&self, head: &RequestHead, body: &[u8]) -> Answer {
         let started = Instant::now();
@@ -184,7 +205,7 @@ impl Router {
             return leave(Leave::NotSynced);
         }
         let (mut lookup, late) = match request {
-            Some(request) => self.look_into(target, &endpoints, request).await,
+            Some(request) => self.look_into(target, &endpoints, head, request).await,
             None => (Err(Fallback::UnreadableBody), None),
         };
         if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
@@ -212,10 +233,10 @@ impl Router {
         let reports = routed.pool.reports.as_ref()?;
         let pick = &routed.decision.pick;
         let found = match lookup.basis {
-            Basis::Events => Found::Blocks {
-                chain: &lookup.longest.hashes,
-                is_credited: pick.matched_tokens >= lookup.longest.n_tokens,
-            },
+            Basis::Events => {
+                let longest = lookup.longest()?;
+                Found::Blocks { chain: &longest.hashes, is_credited: pick.matched_tokens >= longest.n_tokens() }
+            }
             Basis::Picks => Found::NoIndex,
         };
         let extended = reports.extend(body, &pick.endpoint, found, self.now())?;
@@ -228,9 +249,10 @@ impl Router {
         &self,
         target: &Target,
         endpoints: &EndpointSet,
+        head: &RequestHead,
         request: LlmRequest,
     ) -> (Result<Lookup, Fallback>, Option<Late>) {
-        let (asked, late) = self.ask(target, endpoints, request.prompt).await;
+        let (asked, late) = self.ask(target, endpoints, head, request.prompt).await;
         let lookup = asked.map(|(mut tokens, space)| {
             if let (Some(truncation), Space::Model) = (request.truncation, space) {
                 truncation.apply(&mut Arc::make_mut(&mut tokens).ids);
@@ -242,14 +264,14 @@ impl Router {
     }
 
     /// The prompt's tokens.
-    async fn ask(&self, target: &Target, endpoints: &EndpointSet, prompt: Prompt) -> AskedFor {
+    async fn ask(&self, target: &Target, endpoints: &EndpointSet, head: &RequestHead, prompt: Prompt) -> AskedFor {
         let question = match prompt {
             Prompt::Text(question) => question,
             Prompt::Tokens(ids) => return (Ok((Arc::new(Tokens { ids, ..Tokens::default() }), Space::Model)), None),
             Prompt::Opaque(opaque) => return (Err(Fallback::Opaque(opaque.as_str())), None),
         };
         let started = Instant::now();
-        let targets = |remote: &RemoteTokenizer| self.whom_to_ask(endpoints, remote);
+        let targets = |remote: &RemoteTokenizer| self.whom_to_ask(endpoints, head, remote);
         let Asked { tokens, late } = target.pool.tokenizer.tokens(question, targets).await;
         self.metrics.observe_stage(Stage::Tokenize, started.elapsed());
         let tokens = tokens.map_err(|error| {
@@ -260,11 +282,12 @@ impl Router {
     }
 
     /// The two least loaded endpoints that are not avoided and that answer for tokens.
-    fn whom_to_ask(&self, endpoints: &EndpointSet, remote: &RemoteTokenizer) -> Targets {
+    fn whom_to_ask(&self, endpoints: &EndpointSet, head: &RequestHead, remote: &RemoteTokenizer) -> Targets {
         if remote.has_own_endpoint() {
             return Targets::default();
         }
-        let may_be_asked = candidates(endpoints, &[], |address| remote.may_ask(*address), self.now());
+        let is_allowed = |address: &SocketAddr| head.allows(address) && remote.may_ask(*address);
+        let may_be_asked = candidates(endpoints, &[], is_allowed, self.now());
         let picked = pick(&may_be_asked, &mut fastrand::Rng::new());
         Targets {
             first: picked.as_ref().map(|pick| pick.endpoint.address),
@@ -281,14 +304,15 @@ impl Router {
     ) -> Verdict {
         let started = Instant::now();
         let matches = lookup.as_ref().map_or(&[][..], |lookup| &lookup.matches);
-        let is_allowed = |address: &SocketAddr| head.subset.as_ref().is_none_or(|subset| subset.contains(address));
+        let is_allowed = |address: &SocketAddr| head.allows(address);
         let now = self.now();
         let Some(pick) = pick(&candidates(endpoints, matches, is_allowed, now), &mut fastrand::Rng::new()) else {
             let is_empty = endpoints.endpoints.is_empty();
             return Verdict::Refuse(if is_empty { Refusal::NoEndpoint } else { Refusal::EmptySubset });
         };
         let in_flight = InFlight::new(pick.endpoint.clone(), now);
-        let promised = lookup.as_ref().ok().and_then(|lookup| lookup.promise(&target.pool, &pick, now));
+        let promise = |lookup: &Lookup| lookup.promise(&target.pool, &pick.endpoint, now);
+        let promised = lookup.as_ref().map(promise).unwrap_or_default();
         self.metrics.observe_stage(Stage::Pick, started.elapsed());
         let steered_rank = if head.rank.is_none() { steered_rank(&pick) } else { None };
         let decision = decision(&target.pool.model, pick, lookup);

@@ -85,11 +85,13 @@ impl Target {
 pub struct Pools {
     by_name: HashMap<String, Target>,
     default: Option<Target>,
+    all: Vec<Arc<Pool>>,
 }
 
 impl Pools {
     /// Adds a pool under its model's name, its aliases and its adapters' names.
     pub fn add(&mut self, pool: &Arc<Pool>, aliases: &[String], is_default: bool) {
+        self.all.push(pool.clone());
         let target = |adapter_idx| Target { pool: pool.clone(), adapter_idx };
         for name in aliases.iter().map(String::as_str).chain([&*pool.model]) {
             self.by_name.insert(name.to_owned(), target(None));
@@ -100,6 +102,10 @@ impl Pools {
         if is_default {
             self.default = Some(target(None));
         }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Pool> {
+        self.all.iter().map(|pool| &**pool)
     }
 
     pub(super) fn find(&self, model: Option<&str>) -> Result<&Target, Leave> {

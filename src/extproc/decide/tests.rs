@@ -142,7 +142,7 @@ async fn what_was_promised_goes_with_the_endpoint_that_served_and_with_its_cache
     let prompt = json!({ "model": "tiny", "prompt": TOKENS });
     let mut first = fixture.routed(&prompt).await;
     let other = fixture.endpoint(1 - first.decision.pick.endpoint.id.0 as usize);
-    first.served_by(Some(other.clone()), fixture.router.now());
+    first.served_by(other.clone(), fixture.router.now());
     assert_eq!(fixture.decision("tiny").await.pick.endpoint.id, other.id);
     SourceKnowledge::new(other.knowledge.clone()).start_generation();
     assert_eq!(fixture.decision("tiny").await.outcome, Outcome::NoMatch, "its cache is gone");
@@ -152,7 +152,7 @@ async fn what_was_promised_goes_with_the_endpoint_that_served_and_with_its_cache
 async fn a_request_that_nobody_served_promises_nothing() {
     let (fixture, _slot) = synced();
     let mut first = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
-    first.served_by(None, fixture.router.now());
+    first.void();
     assert_eq!(fixture.decision("tiny").await.outcome, Outcome::NoMatch);
 }
 

@@ -29,7 +29,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::routing::pick::Outcome;
 use rows::Rows;
-pub use rows::{EndpointRow, EventPlaneRow, ReadRows, SourceRow};
+pub use rows::{EndpointRow, EventPlaneRow, PromiseRow, ReadRows, SourceRow};
 pub use tokenizers::TokenizerRow;
 
 /// Media type of [`Metrics::encode`]'s text.
@@ -73,6 +73,7 @@ pub struct Metrics {
     source_rows: Arc<Rows<SourceRow>>,
     event_plane_rows: Arc<Rows<EventPlaneRow>>,
     tokenizer_rows: Arc<Rows<TokenizerRow>>,
+    promise_rows: Arc<Rows<PromiseRow>>,
 }
 
 /// A step of the request path.
@@ -132,6 +133,8 @@ impl Metrics {
         r.register_collector(Box::new(Arc::clone(&event_plane_rows)));
         let tokenizer_rows = Arc::<Rows<TokenizerRow>>::default();
         r.register_collector(Box::new(Arc::clone(&tokenizer_rows)));
+        let promise_rows = Arc::<Rows<PromiseRow>>::default();
+        r.register_collector(Box::new(Arc::clone(&promise_rows)));
         Self {
             decisions: add(r, "decisions", "Picks, by what they rested on"),
             fallbacks: add(r, "fallbacks", "Picks by load alone, by what kept the index out"),
@@ -193,6 +196,7 @@ impl Metrics {
             source_rows,
             event_plane_rows,
             tokenizer_rows,
+            promise_rows,
             registry,
         }
     }
@@ -342,6 +346,15 @@ impl Metrics {
     /// When called twice: there is one event plane.
     pub fn set_event_plane_collector(&self, read: ReadRows<EventPlaneRow>) {
         self.event_plane_rows.set(read);
+    }
+
+    /// Lets each scrape read what is promised.
+    ///
+    /// # Panics
+    ///
+    /// When called twice.
+    pub fn set_promise_collector(&self, read: ReadRows<PromiseRow>) {
+        self.promise_rows.set(read);
     }
 
     /// Lets each scrape read the models' tokenizers.
@@ -624,6 +637,16 @@ mod tests {
         let text = metrics.encode();
         assert_line(&text, "warmroute_event_foreign_messages_total 3");
         assert_line(&text, "warmroute_event_replays_in_flight 2");
+    }
+
+    #[test]
+    fn what_is_promised_has_its_series() {
+        let metrics = Metrics::new();
+        let row = PromiseRow { model: "m".into(), n_blocks: 3, n_refused: 2 };
+        metrics.set_promise_collector(Box::new(move || vec![row.clone()]));
+        let text = metrics.encode();
+        assert_line(&text, r#"warmroute_promised_blocks{model="m"} 3"#);
+        assert_line(&text, r#"warmroute_promised_blocks_refused_total{model="m"} 2"#);
     }
 
     #[test]

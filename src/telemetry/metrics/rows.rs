@@ -69,8 +69,24 @@ pub struct EventPlaneRow {
     pub n_replays: u64,
 }
 
+/// What our own picks have promised in one pool, at the time of a scrape.
+#[derive(Clone, Debug)]
+pub struct PromiseRow {
+    /// Model name, as configured.
+    pub model: Arc<str>,
+    /// Blocks that endpoints are expected to hold because requests with them were sent there.
+    pub n_blocks: u64,
+    /// Blocks that the learned index had no room for.
+    pub n_refused: u64,
+}
+
 /// Reads the rows of a scrape from their owner; must neither block nor await.
 pub type ReadRows<R> = Box<dyn Fn() -> Vec<R> + Send + Sync>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    model: Arc<str>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndpointLabels {
@@ -203,6 +219,24 @@ impl Collector for Rows<EventPlaneRow> {
             encode_count(&mut counter(&mut encoder, name, help)?, row.n_foreign_messages)?;
             let (name, help) = ("event_replays_in_flight", "Replays that run now");
             gauge(&mut encoder, name, help)?.encode_gauge(&row.n_replays)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Rows<PromiseRow> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let rows = self.read();
+        let help = "Blocks that endpoints are expected to hold because requests with them were sent there";
+        let mut blocks = gauge(&mut encoder, "promised_blocks", help)?;
+        for row in &rows {
+            blocks.encode_family(&ModelLabels { model: row.model.clone() })?.encode_gauge(&row.n_blocks)?;
+        }
+        let help = "Blocks that the index learned from picks had no room for";
+        let mut refused = counter(&mut encoder, "promised_blocks_refused", help)?;
+        for row in &rows {
+            let labels = ModelLabels { model: row.model.clone() };
+            encode_count(&mut refused.encode_family(&labels)?, row.n_refused)?;
         }
         Ok(())
     }

@@ -138,6 +138,7 @@ impl Failure {
             | Error::NoEndpoint
             | Error::Busy
             | Error::Open
+            | Error::TooLong
             | Error::Unsupported(_)
             | Error::Panicked => Self::Nonsense,
         }
