@@ -24,7 +24,7 @@ pub use engine::ModelEvents;
 pub use model::{Adapter, BlockHash, Model};
 use model::{check_names, each, read_model};
 pub use reader::Fault;
-use reader::{Node, Source};
+use reader::{Node, Source, shown};
 pub use tokenizer::{Tokenizer, TokenizerApi, TokenizerKind};
 pub use values::{Human, ZmqEndpoint};
 
@@ -266,7 +266,7 @@ fn read_trace(node: &Node<'_>) -> Trace {
     let endpoint: Option<String> = otlp_endpoint.optional(ENDPOINT);
     let is_url = |url: &str| url.parse::<axum::http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http"));
     if let Some(url) = endpoint.as_ref().filter(|url| !is_url(url)) {
-        otlp_endpoint.fault(format!("{url:?}"), ENDPOINT);
+        otlp_endpoint.fault(shown(url), ENDPOINT);
     }
     Trace { otlp_endpoint: endpoint, sample_ratio: ratio }
 }

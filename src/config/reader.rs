@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
-use super::aliases::{Alias, Aliases};
+use super::aliases::{Alias, Aliases, KindAlias};
 
 /// Prefix of the environment variables that override settings.
 const ENV_PREFIX: &str = "WARMROUTE_";
@@ -63,7 +63,7 @@ impl Source {
         let unread = self.env.into_iter().filter(|(name, _)| !used.contains(name));
         faults.extend(unread.map(|(name, value)| Fault {
             path: name,
-            found: format!("{value:?}"),
+            found: shown(&value),
             expected: "the name of a setting that the configuration has".to_owned(),
         }));
         (faults, self.aliases.taken())
@@ -82,6 +82,15 @@ impl Source {
     fn fault(&self, path: &str, found: impl Display, expected: impl Display) {
         let path = if path.is_empty() { "configuration".to_owned() } else { path.to_owned() };
         self.faults.borrow_mut().push(Fault { path, found: found.to_string(), expected: expected.to_string() });
+    }
+}
+
+/// A value as a fault shows it: URLs may hold passwords.
+pub(super) fn shown(value: &str) -> String {
+    if value.contains('@') && value.contains("://") {
+        "a URL with a user or a password".to_owned()
+    } else {
+        format!("{value:?}")
     }
 }
 
@@ -149,12 +158,23 @@ impl<'a> Node<'a> {
 
     /// A scalar, parsed from its text; none when it is absent or wrong.
     pub(super) fn optional<T: FromStr>(&self, expected: &str) -> Option<T> {
+        self.parsed(expected, |text, _| shown(text))
+    }
+
+    /// The same of what a fault must not show; `found` says what is wrong with it.
+    pub(super) fn secret<T: FromStr>(&self, expected: &str, found: impl Fn(T::Err) -> &'static str) -> Option<T> {
+        self.parsed(expected, |_, error| found(error).to_owned())
+    }
+
+    fn parsed<T: FromStr>(&self, expected: &str, found: impl Fn(&str, T::Err) -> String) -> Option<T> {
         let text = self.text(expected)?;
-        let parsed = text.parse().ok();
-        if parsed.is_none() {
-            self.fault(format!("{text:?}"), expected);
-        }
-        parsed
+        text.parse().map_err(|error| self.fault(found(&text, error), expected)).ok()
+    }
+
+    /// What AIBrix's variables say of this kind of tokenizer, unless a variable of ours says more.
+    pub(super) fn kind_alias(&self) -> Option<KindAlias> {
+        let alias = self.source.aliases.kind(&self.path);
+        alias.filter(|_| self.source.variable(&self.path).is_none())
     }
 
     /// A scalar that must be there; none (with a fault) when it is not.

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::aliases::NOT_REMOTE;
+use super::aliases::SYNC_NAMES;
 use super::reader::Node;
 use super::{Human, ModelEvents};
-use crate::engine::Base;
+use crate::engine::{Base, BaseError};
 
 /// Longest budget as a multiple of the ordinary one, unless the configuration says otherwise: a prompt of 400 KB.
 const BUDGET_MAX_FACTOR: u32 = 5;
-/// Time between the end of the longest budget and Envoy's timeout, in which the pick is made and answered.
-const MARGIN: Duration = Duration::from_millis(10);
+/// Longest default of the budget.
+const BUDGET: Duration = Duration::from_millis(100);
+/// Share of Envoy's timeout between the end of the longest budget and that of the timeout, in which the pick is made and answered:
+/// a deployment that needs a longer timeout needs longer for this as well.
+const MARGIN: u32 = 10;
 /// Default of [`Tokenizer::cache_bytes`].
 const CACHE_BYTES: usize = 64 << 20;
 
@@ -33,10 +36,10 @@ pub struct Tokenizer {
     /// The engines' API: `tokenize` (default), or `render`, which needs vLLM's `--enable-scale-out` and the engines' API key,
     /// and also reads `/v1/responses`, `/v1/messages` and, if allowed, media.
     pub api: TokenizerApi,
-    /// Longest that a request may wait for its tokens before it is picked by load, default 100ms; 1µs is added for each byte
-    /// of the prompt.
+    /// Longest that a request may wait for its tokens before it is picked by load; 1µs is added for each byte of the prompt.
+    /// Default 100ms, or with a short `envoy.message_timeout` half of what that leaves.
     pub budget: Human,
-    /// Bound of what is added, default five times the budget. Must end before Envoy's `message_timeout`.
+    /// Bound of what is added, default five times the budget. Must end a tenth of `envoy.message_timeout` before that does.
     pub budget_max: Human,
     /// Memory for the tokens of prompts that were seen before, in bytes, default 64 MiB; 0 remembers none.
     pub cache_bytes: usize,
@@ -119,6 +122,7 @@ impl TokenizerKind {
 pub(super) fn read_tokenizer(node: &Node<'_>, message_timeout: Duration, events: &ModelEvents) -> Tokenizer {
     const CACHE: &str = "a number of bytes from 0 to 1099511627776";
     const FLAG: &str = "true or false";
+    const ENDPOINT: &str = "a URL such as http://tokenizer:8000, without user, password or query";
     let [kind, path, endpoint, api, budget, budget_max, cache, template, media, exclude] = node.fields([
         "kind",
         "path",
@@ -157,51 +161,63 @@ pub(super) fn read_tokenizer(node: &Node<'_>, message_timeout: Duration, events:
     if cache_bytes > 1 << 40 {
         cache.fault(cache_bytes, CACHE);
     }
+    let base = endpoint.secret(ENDPOINT, |error: BaseError| error.found);
+    let (allow_chat_template, exclude_tools_when_none) = (template.or(false, FLAG), exclude.or(false, FLAG));
+    let unused = [
+        (&endpoint, base.is_some(), "a server that is not asked"),
+        (&template, allow_chat_template, "true"),
+        (&exclude, exclude_tools_when_none, "true"),
+    ];
+    refuse_unused(unused, chosen);
     let (budget, budget_max) = read_budgets(&budget, &budget_max, message_timeout);
     Tokenizer {
         kind: chosen,
         path: files,
-        endpoint: endpoint.optional("a URL such as http://tokenizer:8000, without user, password or query"),
+        endpoint: base,
         api: chosen_api,
         budget,
         budget_max,
         cache_bytes,
-        allow_chat_template: template.or(false, FLAG),
+        allow_chat_template,
         allow_media,
-        exclude_tools_when_none: exclude.or(false, FLAG),
+        exclude_tools_when_none,
+    }
+}
+
+/// A setting of what the engines are asked is a mistake where they are not.
+fn refuse_unused(settings: [(&Node<'_>, bool, &'static str); 3], kind: TokenizerKind) {
+    if matches!(kind, TokenizerKind::Remote | TokenizerKind::Auto) {
+        return;
+    }
+    for (node, _, found) in settings.into_iter().filter(|(_, is_set, _)| *is_set) {
+        node.fault(found, format!("nothing, or kind: remote or auto: {} does not ask the engines", kind.as_str()));
     }
 }
 
 fn read_kind(node: &Node<'_>, has_files: bool, events: &ModelEvents) -> TokenizerKind {
-    const EXPECTED: &str = "remote, local, auto or text";
-    let kind = match node.optional::<Given>(EXPECTED) {
-        None => TokenizerKind::Remote,
-        Some(Given::Kind(kind)) => kind,
-        Some(Given::NotRemote) if has_files => TokenizerKind::Local,
-        Some(Given::NotRemote) => TokenizerKind::Text,
+    use TokenizerKind::{Auto, Local, Remote, Text};
+    let (alias, given) = (node.kind_alias(), node.optional("remote, local, auto or text"));
+    let kind = match (alias.map(|alias| alias.is_remote), given) {
+        (None, given) => given.unwrap_or(Remote),
+        (Some(true), Some(Auto)) => Auto,
+        (Some(true), _) => Remote,
+        (Some(false), Some(kind @ (Local | Text))) => kind,
+        (Some(false), _) if has_files => Local,
+        (Some(false), _) => Text,
     };
     if events.sync && !kind.is_exact() {
-        node.fault(
-            kind.as_str(),
-            "remote or auto: KV events are matched by the engines' own tokens (or events.sync: false, for an index that is \
-             learned from our own picks)",
-        );
+        let mut found = kind.as_str().to_owned();
+        let mut expected =
+            "remote or auto: KV events are matched by the engines' own tokens (or events.sync: false, for an \
+                            index that is learned from our own picks"
+                .to_owned();
+        if let Some(alias) = alias {
+            found += &format!(", as {} has it", alias.name);
+            expected += &format!("; {}=false says so", SYNC_NAMES[0]);
+        }
+        node.fault(found, expected + ")");
     }
     kind
-}
-
-/// A kind, or what AIBrix's variables say of it.
-enum Given {
-    Kind(TokenizerKind),
-    NotRemote,
-}
-
-impl FromStr for Given {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        if text == NOT_REMOTE { Ok(Self::NotRemote) } else { text.parse().map(Self::Kind) }
-    }
 }
 
 /// The path, if something is there that may be a tokenizer; whether it is one shows when it is loaded.
@@ -219,17 +235,18 @@ fn is_tokenizer(path: &Path) -> bool {
 }
 
 fn read_budgets(budget: &Node<'_>, budget_max: &Node<'_>, message_timeout: Duration) -> (Human, Human) {
-    const BUDGET: &str = "a duration from 1ms to 1m, such as 100ms";
-    let base = budget.or(Human(Duration::from_millis(100)), BUDGET);
+    const EXPECTED: &str = "a duration from 1ms to 1m, such as 100ms";
+    let last = message_timeout - message_timeout / MARGIN;
+    let base = budget.or(Human(BUDGET.min(last / 2)), EXPECTED);
     if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&base.0) {
-        budget.fault(base, BUDGET);
+        budget.fault(base, EXPECTED);
     }
-    let last = message_timeout.saturating_sub(MARGIN);
-    let too_late = || format!("less than envoy.message_timeout, {}", Human(message_timeout));
+    let too_late =
+        || format!("at most {}, a tenth less than envoy.message_timeout, {}", Human(last), Human(message_timeout));
     if base.0 > last {
         budget.fault(base, too_late());
     }
-    let longest = budget_max.or(Human((base.0 * BUDGET_MAX_FACTOR).min(last.max(base.0))), BUDGET);
+    let longest = budget_max.or(Human((base.0 * BUDGET_MAX_FACTOR).min(last.max(base.0))), EXPECTED);
     if longest.0 < base.0 {
         budget_max.fault(longest, format!("at least the budget, {base}"));
     }
@@ -245,9 +262,13 @@ mod tests {
     use crate::config::Config;
 
     fn parse(settings: &str, more: &str) -> Result<Tokenizer, String> {
+        parse_within("1s", settings, more)
+    }
+
+    fn parse_within(timeout: &str, settings: &str, more: &str) -> Result<Tokenizer, String> {
         let model =
             format!("name: m, tokenizer: {{{settings}}}, discovery: {{static: [{{address: 1.1.1.1:1}}]}}{more}");
-        let config = Config::parse(&format!("models: [{{{model}}}]\nenvoy: {{message_timeout: 1s}}"), []);
+        let config = Config::parse(&format!("models: [{{{model}}}]\nenvoy: {{message_timeout: {timeout}}}"), []);
         config.map(|config| config.models[0].tokenizer.clone()).map_err(|error| error.to_string())
     }
 
@@ -258,15 +279,23 @@ mod tests {
             (tokenizer.budget.0.as_millis(), tokenizer.budget_max.0.as_millis())
         };
         assert_eq!(budgets(""), (100, 500));
-        assert_eq!(budgets("budget: 400ms"), (400, 990));
+        assert_eq!(budgets("budget: 400ms"), (400, 900));
         assert_eq!(budgets("budget: 400ms, budget_max: 400ms"), (400, 400));
+        for (timeout, expected) in [("20ms", (9, 18)), ("200ms", (90, 180)), ("220ms", (99, 198)), ("10m", (100, 500))]
+        {
+            let tokenizer = parse_within(timeout, "", "").expect("defaults suit any timeout");
+            assert_eq!((tokenizer.budget.0.as_millis(), tokenizer.budget_max.0.as_millis()), expected, "{timeout}");
+        }
     }
 
     #[test]
     fn settings_that_cannot_work_are_refused() {
         for (settings, expected) in [
-            ("budget: 2s", "tokenizer.budget: found 2s, expected less than envoy.message_timeout, 1s"),
-            ("budget_max: 2s", "tokenizer.budget_max: found 2s, expected less than envoy.message_timeout, 1s"),
+            (
+                "budget: 2s",
+                "tokenizer.budget: found 2s, expected at most 900ms, a tenth less than envoy.message_timeout, 1s",
+            ),
+            ("budget_max: 901ms", "tokenizer.budget_max: found 901ms, expected at most 900ms, a tenth less than"),
             ("budget_max: 50ms", "tokenizer.budget_max: found 50ms, expected at least the budget, 100ms"),
             ("kind: tiktoken", "tokenizer.kind: found \"tiktoken\", expected remote, local, auto or text"),
             ("kind: auto", "tokenizer.path: found nothing, expected the directory of the model's tokenizer"),
@@ -291,6 +320,36 @@ mod tests {
         assert!(parse("kind: local", without).expect_err("no path").contains("which kind: local needs"));
         let found = parse("kind: text, api: render", without).expect_err("text does not render");
         assert!(found.contains("tokenizer.api: found render, expected tokenize, or kind: remote"), "{found}");
+    }
+
+    #[test]
+    fn settings_of_what_the_engines_are_asked_are_not_left_unused() {
+        let without = ", events: {sync: false}";
+        let path = concat!("path: ", env!("CARGO_MANIFEST_DIR"), "/tests/data/tokens/qwen");
+        for (setting, expected) in [
+            (
+                "endpoint: 'http://t:1'",
+                "tokenizer.endpoint: found a server that is not asked, expected nothing, or kind: remote",
+            ),
+            (
+                "allow_chat_template: true",
+                "tokenizer.allow_chat_template: found true, expected nothing, or kind: remote",
+            ),
+            (
+                "exclude_tools_when_none: true",
+                "tokenizer.exclude_tools_when_none: found true, expected nothing, or kind",
+            ),
+        ] {
+            for kind in ["kind: text", "kind: local"] {
+                let found = parse(&format!("{kind}, {path}, {setting}"), without).expect_err("not used");
+                assert!(found.starts_with("1 fault(s)") && found.contains(expected), "{expected}\nis not\n{found}");
+            }
+            for kind in ["kind: remote", "kind: auto"] {
+                assert!(parse(&format!("{kind}, {path}, {setting}"), without).is_ok(), "{kind}, {setting}");
+            }
+        }
+        let unset = "endpoint: null, allow_chat_template: false, exclude_tools_when_none: false";
+        assert!(parse(&format!("kind: text, {unset}"), without).is_ok());
     }
 
     #[test]

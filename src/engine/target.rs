@@ -53,7 +53,7 @@ pub struct Base {
 #[error("found {found}, expected a URL such as http://tokenizer:8000")]
 pub struct BaseError {
     /// What is wrong with it.
-    found: &'static str,
+    pub found: &'static str,
 }
 
 impl Base {

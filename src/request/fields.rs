@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Opaque, Truncation};
+use super::Opaque;
 
 /// The fields that are kept, of all APIs together. Everything else in a body is skipped.
 const KEPT: [&str; 37] = [
@@ -56,8 +57,15 @@ const MODEL: &str = "model";
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 /// The kept fields of a body, as they stand there.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Fields<'a>(Vec<(&'static str, &'a RawValue)>);
+
+/// What stands in them is the client's: their names and lengths have to do.
+impl fmt::Debug for Fields<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.iter().map(|(name, value)| (name, value.get().len()))).finish()
+    }
+}
 
 impl<'a> Fields<'a> {
     /// The field as it is given, `null` included.
@@ -75,18 +83,6 @@ impl<'a> Fields<'a> {
         self.get(name).is_some()
     }
 
-    /// None when the engine does not cut; the engine takes a number also as text. Negative: its own limit.
-    pub(super) fn truncation(&self) -> Result<Option<Truncation>, Opaque> {
-        let Some(given) = self.get("truncate_prompt_tokens") else { return Ok(None) };
-        let n: f64 = given.get().trim_matches('"').parse().map_err(|_| Opaque::Invalid)?;
-        let is_right = self.get("truncation_side").is_some_and(|side| side.get() == "\"right\"");
-        Ok(match n {
-            n if n < 0.0 => None,
-            n if is_right => Some(Truncation::KeepFirst(n as usize)),
-            n => Some(Truncation::KeepLast(n as usize)),
-        })
-    }
-
     pub(super) fn cache_salt(&self) -> Result<Option<String>, Opaque> {
         let parse = |salt: &RawValue| serde_json::from_str(salt.get()).map_err(|_| Opaque::Invalid);
         self.get("cache_salt").map(parse).transpose()
@@ -95,7 +91,13 @@ impl<'a> Fields<'a> {
     /// Whether the client forwards the tokens of another engine, which this one then takes for the prompt's
     /// (vLLM 0.32.0, `online_renderer.py`, for disaggregated serving).
     pub(super) fn brings_tokens(&self) -> bool {
-        self.get("kv_transfer_params").is_some_and(|params| params.get().contains("prompt_token_ids"))
+        const NAME: &str = "prompt_token_ids";
+        self.get("kv_transfer_params").map(RawValue::get).is_some_and(|params| {
+            // A name may also be written with escapes; what is nested too deep to be read may be anything.
+            let is_escaped =
+                || serde_json::from_str(params).map_or(true, |params: Value| params.to_string().contains(NAME));
+            params.contains(NAME) || params.contains(r"\u") && is_escaped()
+        })
     }
 }
 

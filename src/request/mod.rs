@@ -18,15 +18,19 @@ mod chat;
 mod completion;
 mod content;
 mod fields;
+mod hidden;
 mod messages;
 mod reasoning;
 pub mod report;
 mod responses;
+mod truncation;
 
 use std::borrow::Cow;
 
 use content::Content;
 use fields::{Fields, JsonObject, walk};
+pub use truncation::Truncation;
+use truncation::Wish;
 
 /// Which of the engine's APIs a path names. The query is ignored; a prefix before `/v1` is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +75,7 @@ impl Api {
 }
 
 /// What routing needs to know of a request.
-#[derive(Debug, PartialEq)]
+#[derive(PartialEq)]
 pub struct LlmRequest {
     /// The `model` field; none when the body names no model.
     pub model: Option<String>,
@@ -84,7 +88,7 @@ pub struct LlmRequest {
 }
 
 /// The prompt of a request.
-#[derive(Debug, PartialEq)]
+#[derive(PartialEq)]
 pub enum Prompt {
     /// Token ids, as the client gave them.
     Tokens(Vec<u32>),
@@ -95,7 +99,7 @@ pub enum Prompt {
 }
 
 /// What an engine is asked for the tokens of a prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Question {
     /// Where it is asked.
     pub api: TokensApi,
@@ -168,26 +172,6 @@ impl Opaque {
     }
 }
 
-/// `truncate_prompt_tokens` with `truncation_side`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truncation {
-    /// The engine keeps the last tokens (its default side).
-    KeepLast(usize),
-    /// The engine keeps the first tokens.
-    KeepFirst(usize),
-}
-
-impl Truncation {
-    /// Cuts `tokens` as the engine does.
-    pub fn apply(self, tokens: &mut Vec<u32>) {
-        match self {
-            Self::KeepLast(n) if n < tokens.len() => drop(tokens.drain(..tokens.len() - n)),
-            Self::KeepFirst(n) => tokens.truncate(n),
-            Self::KeepLast(_) => {}
-        }
-    }
-}
-
 /// Which of the engine's APIs is asked for tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ask {
@@ -240,10 +224,20 @@ impl ReadOptions {
     }
 }
 
-/// The body is not a JSON object whose fields have the expected types.
-#[derive(Debug, thiserror::Error)]
-#[error("the body is not a JSON object with the fields of an OpenAI request")]
-pub struct UnreadableBody(#[source] serde_json::Error);
+/// The body is not a JSON object whose fields have the expected types. What it is instead is no part of the message: it is the
+/// client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("found no JSON object with the fields of an OpenAI request in the body, from line {line}, column {column} on")]
+pub struct UnreadableBody {
+    line: usize,
+    column: usize,
+}
+
+impl From<serde_json::Error> for UnreadableBody {
+    fn from(error: serde_json::Error) -> Self {
+        Self { line: error.line(), column: error.column() }
+    }
+}
 
 /// A body whose model is known and whose prompt is not read yet.
 #[derive(Debug)]
@@ -261,13 +255,13 @@ pub struct Opened<'a> {
 /// [`Opaque::Invalid`]: the request still goes to its model.
 pub fn open(api: Api, body: &[u8]) -> Result<Opened<'_>, UnreadableBody> {
     if api == Api::Other {
-        let model = if body.is_empty() { None } else { walk(body, false).map_err(UnreadableBody)?.model };
+        let model = if body.is_empty() { None } else { walk(body, false)?.model };
         return Ok(Opened { api, model, fields: Err(Opaque::OtherPath) });
     }
     if let Ok(found) = walk(body, true) {
         return Ok(Opened { api, model: found.model, fields: found.fields.ok_or(Opaque::Invalid) });
     }
-    let model = walk(body, false).map_err(UnreadableBody)?.model;
+    let model = walk(body, false)?.model;
     Ok(Opened { api, model, fields: Err(Opaque::Invalid) })
 }
 
@@ -288,11 +282,13 @@ impl Opened<'_> {
 
     fn try_read(&self, options: &ReadOptions) -> Result<LlmRequest, Opaque> {
         let fields = self.fields.as_ref().map_err(|opaque| *opaque)?;
-        let (cache_salt, truncation) = (fields.cache_salt()?, fields.truncation()?);
+        let (cache_salt, wish) = (fields.cache_salt()?, Wish::of(self.api, fields)?);
         let prompt = self.prompt(fields, options).unwrap_or_else(Prompt::Opaque);
-        // What the render APIs answer is cut.
-        let is_cut = options.ask == Ask::Render && matches!(prompt, Prompt::Text(_));
-        Ok(LlmRequest { model: None, prompt, cache_salt, truncation: truncation.filter(|_| !is_cut) })
+        let truncation = wish.map_or(Ok(None), |wish| wish.of_prompt(&prompt, options.ask));
+        Ok(match truncation {
+            Ok(truncation) => LlmRequest { model: None, prompt, cache_salt, truncation },
+            Err(opaque) => LlmRequest { model: None, prompt: Prompt::Opaque(opaque), cache_salt, truncation: None },
+        })
     }
 
     fn prompt(&self, fields: &Fields<'_>, options: &ReadOptions) -> Result<Prompt, Opaque> {

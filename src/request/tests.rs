@@ -133,21 +133,76 @@ fn prompt_log_probabilities_skip_the_cache() {
     assert!(matches!(completion(&json!({"prompt": "x", "logprobs": 1})).prompt, Prompt::Text(_)));
 }
 
+fn cut(request: LlmRequest) -> Vec<u32> {
+    let mut tokens = vec![1, 2, 3];
+    match request.prompt {
+        Prompt::Opaque(opaque) => panic!("expected tokens, found {opaque:?}"),
+        Prompt::Text(_) | Prompt::Tokens(_) => {}
+    }
+    if let Some(truncation) = request.truncation {
+        truncation.apply(&mut tokens);
+    }
+    tokens
+}
+
 #[test]
 fn truncation_keeps_the_side_the_engine_keeps() {
-    let cut = |body: Value| {
-        let mut tokens = vec![1, 2, 3];
-        if let Some(truncation) = completion(&body).truncation {
-            truncation.apply(&mut tokens);
+    for (mut fields, expected) in [
+        (json!({"truncate_prompt_tokens": 2}), &[2, 3][..]),
+        (json!({"truncate_prompt_tokens": 2, "truncation_side": null}), &[2, 3]),
+        (json!({"truncate_prompt_tokens": 2, "truncation_side": "left"}), &[2, 3]),
+        (json!({"truncate_prompt_tokens": 2, "truncation_side": "right"}), &[1, 2]),
+        (json!({"truncate_prompt_tokens": 9}), &[1, 2, 3]),
+        (json!({"truncate_prompt_tokens": "2"}), &[2, 3]),
+        (json!({"truncate_prompt_tokens": 2.0}), &[2, 3]),
+        (json!({"truncate_prompt_tokens": null}), &[1, 2, 3]),
+        (json!({"truncation_side": "right"}), &[1, 2, 3]),
+    ] {
+        fields["prompt"] = json!([1, 2, 3]);
+        assert_eq!(cut(completion(&fields)), expected, "{fields}");
+        fields["prompt"] = json!("a text");
+        fields["add_special_tokens"] = json!(false);
+        assert_eq!(cut(completion(&fields)), expected, "{fields}");
+        fields.as_object_mut().expect("an object").remove("add_special_tokens");
+        fields["messages"] = json!([]);
+        assert_eq!(cut(chat(&fields)), expected, "{fields}");
+    }
+}
+
+#[test]
+fn a_text_that_the_tokenizer_itself_cuts_is_not_asked_for() {
+    // It keeps its special tokens, which a cut of the list would lose.
+    for adds in [json!(null), json!(true), json!(1)] {
+        let mut body = json!({"prompt": "x", "messages": [], "truncate_prompt_tokens": 2, "add_special_tokens": adds});
+        assert_eq!(completion(&body).prompt, Prompt::Opaque(Opaque::Inexact), "{body}");
+        if !adds.is_null() {
+            assert_eq!(chat(&body).prompt, Prompt::Opaque(Opaque::Inexact), "{body}");
         }
-        tokens
-    };
-    assert_eq!(cut(json!({"truncate_prompt_tokens": 2})), [2, 3]);
-    assert_eq!(cut(json!({"truncate_prompt_tokens": 2, "truncation_side": "right"})), [1, 2]);
-    assert_eq!(cut(json!({"truncate_prompt_tokens": 9})), [1, 2, 3]);
-    assert_eq!(cut(json!({"truncate_prompt_tokens": -1})), [1, 2, 3]);
-    assert_eq!(cut(json!({"truncate_prompt_tokens": "2"})), [2, 3]);
-    assert_eq!(cut(json!({"truncate_prompt_tokens": 2.0})), [2, 3]);
+        for side in ["left", "right"] {
+            body["truncation_side"] = json!(side);
+            assert_eq!(cut(completion(&body)).len(), 2, "of a side that is named the engine cuts the list");
+            assert_eq!(cut(chat(&body)).len(), 2);
+        }
+    }
+    // The client's own list has no special tokens to keep.
+    assert_eq!(cut(completion(&json!({"prompt": [1, 2, 3], "truncate_prompt_tokens": 1}))), [3]);
+}
+
+#[test]
+fn a_limit_that_only_the_engine_knows_is_not_guessed() {
+    for prompt in [json!("x"), json!([1, 2, 3])] {
+        let body = json!({
+            "prompt": prompt, "messages": [], "cache_salt": "s",
+            "truncate_prompt_tokens": -1, "truncation_side": "left", "add_special_tokens": false
+        });
+        for request in [completion(&body), chat(&body)] {
+            assert_eq!((request.prompt, request.truncation), (Prompt::Opaque(Opaque::Inexact), None), "{body}");
+        }
+    }
+    let body = json!({"prompt": "x", "truncate_prompt_tokens": -1}).to_string();
+    let render = ReadOptions { ask: Ask::Render, ..ReadOptions::default() };
+    let request = open(Api::Completions, body.as_bytes()).expect("readable").read(&render);
+    assert!(matches!(request.prompt, Prompt::Text(_)), "who renders knows its limit");
 }
 
 #[test]
@@ -177,6 +232,9 @@ fn a_field_that_is_not_understood_does_not_lose_the_model() {
         r#""echo":true,"echo":true"#,
         r#""truncate_prompt_tokens":"many""#,
         r#""truncate_prompt_tokens":[]"#,
+        r#""prompt":"x","truncate_prompt_tokens":-2"#,
+        r#""prompt":"x","truncate_prompt_tokens":1.5"#,
+        r#""prompt":"x","truncation_side":"middle""#,
         r#""prompt":{"a":1}"#,
     ] {
         let body = format!("{{\"model\":\"m\",{fields}}}");

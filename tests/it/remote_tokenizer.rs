@@ -237,7 +237,50 @@ async fn an_endpoint_has_eight_calls_and_the_whole_128() {
     held.pop();
     stubs[16].set_requests(Reply::Ids(&[1]));
     assert_eq!(end(ask(&tokenizer, of(&stubs[16]))).await.unwrap(), [1]);
-    assert!(tokenizer.may_ask(stubs[0].address), "to be busy is no failure");
+    assert!(!tokenizer.may_ask(stubs[0].address) && tokenizer.may_ask(stubs[16].address), "only one has room");
+    assert_eq!(state(&tokenizer, stubs[0].address), Some(BreakerState::Closed), "to be busy is no failure");
+    let nobody = end(ask(&tokenizer, Targets::default())).await;
+    assert!(matches!(nobody, Err(Error::Busy)), "nobody is named because all who might be have no room: {nobody:?}");
+    drop(held);
+    assert!(tokenizer.may_ask(stubs[0].address));
+}
+
+#[tokio::test]
+async fn a_full_endpoint_is_told_from_its_idle_neighbours() {
+    let [full, idle] = [Stub::start(Reply::Silence).await, Stub::start(Reply::Silence).await];
+    let tokenizer = tokenizer(AMPLE);
+    let mut held: Vec<Call> = (0..7).map(|_| ask(&tokenizer, targets(full.address, None))).collect();
+    assert!(tokenizer.may_ask(full.address));
+    held.push(ask(&tokenizer, targets(full.address, None)));
+    assert!(!tokenizer.may_ask(full.address) && tokenizer.may_ask(idle.address));
+    held.push(ask(&tokenizer, targets(idle.address, None)));
+    held.remove(0);
+    assert!(tokenizer.may_ask(full.address), "with as many calls as one may have, but not all its own");
+}
+
+#[tokio::test]
+async fn a_question_too_large_for_any_budget_is_nobodys_failure() {
+    let [first, second] = [Stub::start(Reply::Silence).await, Stub::start(Reply::Silence).await];
+    let tokenizer = tokenizer(Duration::from_millis(300));
+    let large = |targets| {
+        // 400 ms.
+        let body = vec![b' '; 400_000];
+        tokenizer.ask(Arc::new(Question { api: TokensApi::Tokenize, body }), targets)
+    };
+    let ended = end(large(targets(first.address, Some(second.address)))).await;
+    assert!(matches!(ended, Err(Error::Budget(_))), "{ended:?}");
+    for _ in 0..2 {
+        drop(wait_in_vain(large(targets(first.address, None)), &first).await);
+    }
+    let status = tokenizer.status();
+    assert_eq!((first.n_asked(), second.n_asked(), status.n_hedges), (3, 0, 0));
+    assert_eq!((n_failures(&tokenizer, Failure::Overdue), status.endpoints[0].n_failures), (3, 0));
+    assert!(tokenizer.may_ask(first.address), "for all others it is as good as ever");
+    // One that fails is another matter.
+    first.set_requests(Reply::Status(500));
+    second.set_requests(Reply::Ids(&[1]));
+    assert_eq!(end(large(targets(first.address, Some(second.address)))).await.unwrap(), [1]);
+    assert_eq!(tokenizer.status().endpoints.iter().map(|status| status.n_failures).sum::<u64>(), 1);
 }
 
 #[tokio::test]
@@ -315,10 +358,53 @@ async fn who_makes_other_tokens_than_the_pool_is_not_asked_until_it_agrees() {
     assert!(!tokenizer.may_ask(other.address) && ours.iter().all(|stub| tokenizer.may_ask(stub.address)));
     assert!(matches!(end(early).await, Err(Error::Differs)), "what it was asked before is not believed either");
     assert!(!tokenizer.status().is_split);
+    assert_eq!(tokenizer.epoch(), 1, "what it has said before is to be forgotten");
 
     other.set_checks(Reply::Ids(&[7]));
     eventually("agreement", || tokenizer.may_ask(other.address)).await;
     assert_eq!(end(ask(&tokenizer, targets(other.address, None))).await.unwrap(), [9]);
+    assert_eq!(tokenizer.epoch(), 1, "to agree is no reason to forget");
+}
+
+#[tokio::test]
+async fn who_is_gone_has_no_vote_on_what_the_others_tokens_are() {
+    let gone = [Stub::start_with(Reply::HangUp, Reply::Ids(&[8])).await, Stub::start(Reply::HangUp).await];
+    gone[1].set_checks(Reply::Ids(&[8]));
+    let ours = [Stub::start(Reply::Ids(&[1])).await, Stub::start(Reply::Ids(&[1])).await];
+    let tokenizer = tokenizer(AMPLE);
+    let checks = Checks::start(&tokenizer, &[&gone[0], &gone[1]]);
+    eventually("both checks", || gone.iter().all(|stub| stub.n_checks() > 0)).await;
+    gone.iter().for_each(|stub| stub.set_checks(Reply::HangUp));
+    for stub in gone.iter().flat_map(|stub| [stub; 3]) {
+        end(ask(&tokenizer, targets(stub.address, None))).await.unwrap_err();
+    }
+    checks.listed.lock().unwrap().extend([ours[0].address, ours[1].address]);
+    let wrong = Stub::start_with(Reply::Ids(&[9]), Reply::Ids(&[8])).await;
+    checks.listed.lock().unwrap().push(wrong.address);
+    eventually("the verdict of those that answer", || state(&tokenizer, wrong.address) == Some(BreakerState::Differs))
+        .await;
+    assert!(ours.iter().all(|stub| tokenizer.may_ask(stub.address)));
+    assert_eq!(tokenizer.epoch(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_does_not_bring_back_who_differs() {
+    let ours = [Stub::start(Reply::HangUp).await, Stub::start(Reply::HangUp).await];
+    let other = Stub::start_with(Reply::Ids(&[9]), Reply::Ids(&[8])).await;
+    let tokenizer = tokenizer(AMPLE);
+    let _checks = Checks::start(&tokenizer, &[&ours[0], &other, &ours[1]]);
+    eventually("the canary's verdict", || state(&tokenizer, other.address) == Some(BreakerState::Differs)).await;
+    for (stub, n_voters) in ours.iter().zip([2, 1]) {
+        stub.set_checks(Reply::HangUp);
+        for _ in 0..3 {
+            end(ask(&tokenizer, targets(stub.address, None))).await.unwrap_err();
+        }
+        let n_checks = stub.n_checks();
+        // A failed check ends a round, whose verdict precedes the next check.
+        eventually("rounds without it", || stub.n_checks() > n_checks + 1).await;
+        assert_eq!(state(&tokenizer, other.address), Some(BreakerState::Differs), "{n_voters} vote");
+    }
+    assert_eq!(tokenizer.epoch(), 1);
 }
 
 #[tokio::test]
@@ -374,9 +460,8 @@ async fn an_endpoint_of_its_own_takes_the_pools_place() {
     for _ in 0..3 {
         end(ask(&tokenizer, targets(pool.address, None))).await.unwrap_err();
     }
-    assert!(!tokenizer.may_ask(pool.address), "nobody is left to ask");
     assert!(matches!(end(ask(&tokenizer, Targets::default())).await, Err(Error::Open)));
     own.set_checks(Reply::Ids(&[7]));
-    eventually("closed", || tokenizer.may_ask(pool.address)).await;
+    eventually("closed", || tokenizer.status().endpoints[0].state == BreakerState::Closed).await;
     assert_eq!((pool.n_asked(), pool.n_checks()), (0, 0));
 }

@@ -130,6 +130,49 @@ fn what_the_render_apis_do_not_know_is_not_asked() {
 }
 
 #[test]
+fn forwarded_tokens_are_seen_however_their_name_is_written() {
+    for (params, brings) in [
+        (r#"{"prompt_token_ids":[1]}"#, true),
+        (r#"{"prompt\u005ftoken_ids":[1]}"#, true),
+        (r#"{"a":{"\u0070rompt_token_ids":[1]}}"#, true),
+        (r#"{"remote\u005fhost":"h\u00e9"}"#, false),
+        ("{}", false),
+        ("null", false),
+    ] {
+        let body = format!(r#"{{"messages":[],"kv_transfer_params":{params}}}"#);
+        for options in [RENDER, ReadOptions::default()] {
+            let found = request(Api::ChatCompletions, &body, &options).prompt;
+            assert_eq!(found == Prompt::Opaque(Opaque::Inexact), brings, "{params}");
+        }
+    }
+}
+
+#[test]
+fn credentials_of_tools_are_not_sent_to_who_is_asked_for_tokens() {
+    let function = json!({"type": "function", "name": "f", "parameters": {"properties": {"headers": {}}}});
+    for tool in [
+        json!({"type": "mcp", "server_label": "s", "server_url": "http://example.invalid"}),
+        json!({"type": "function", "authorization": "secret"}),
+        json!({"type": "function", "headers": {"authorization": "secret"}}),
+        json!({"type": "code_interpreter", "container": {"type": "auto", "network_policy": {"domain_secrets": []}}}),
+        json!({"type": "not known to us"}),
+    ] {
+        let body = json!({"input": "x", "tools": [function, tool]});
+        assert_eq!(prompt(Api::Responses, &body, &RENDER), Prompt::Opaque(Opaque::Inexact), "{body}");
+    }
+    let escaped = r#"{"input":"x","tools":[{"type":"m\u0063p","authorization":"secret"}]}"#;
+    assert_eq!(request(Api::Responses, escaped, &RENDER).prompt, Prompt::Opaque(Opaque::Inexact));
+    for tools in [json!(5), json!(["x"])] {
+        let body = json!({"input": "x", "tools": tools});
+        assert_eq!(prompt(Api::Responses, &body, &RENDER), Prompt::Opaque(Opaque::Invalid), "{body}");
+    }
+    let interpreter = json!({"type": "code_interpreter", "container": {"type": "auto"}});
+    for tools in [json!([function, {"type": "web_search_preview"}, interpreter]), json!([]), Value::Null] {
+        assert!(matches!(prompt(Api::Responses, &json!({"input": "x", "tools": tools}), &RENDER), Prompt::Text(_)));
+    }
+}
+
+#[test]
 fn client_templates_are_sent_only_where_they_are_allowed() {
     let allowed = ReadOptions { allow_chat_template: true, ..RENDER };
     let tokenize = ReadOptions { allow_chat_template: true, ..ReadOptions::default() };

@@ -37,6 +37,9 @@ pub struct Call {
     timer: Pin<Box<Sleep>>,
     hard_deadline: Instant,
     longest: Duration,
+    /// Whether the question may honestly take longer than any budget: then nobody is blamed for being late with it, and nobody
+    /// else is asked because the first is.
+    is_capped: bool,
     is_overdue: bool,
     /// Why there is no answer yet, once there is a reason.
     error: Option<Error>,
@@ -58,6 +61,15 @@ impl Ask {
             self.claim.failed(failure);
         }
     }
+
+    /// Notes that it is late, which is the endpoint's fault or that of a question too large for any budget.
+    fn late(&mut self, is_capped: bool) {
+        if !is_capped {
+            self.failed(Failure::Overdue);
+        } else if !std::mem::replace(&mut self.is_settled, true) {
+            self.claim.excused(Failure::Overdue);
+        }
+    }
 }
 
 impl Call {
@@ -69,6 +81,7 @@ impl Call {
     ) -> Self {
         let (now, budget) = (Instant::now(), tokenizer.config.budget.of(&question));
         let longest = budget * HARD_DEADLINE;
+        let is_capped = tokenizer.config.budget.is_capped(&question);
         let mut call = Self {
             tokenizer: tokenizer.clone(),
             question,
@@ -77,6 +90,7 @@ impl Call {
             timer: Box::pin(tokio::time::sleep_until(now + budget.mul_f64(HEDGE_AFTER))),
             hard_deadline: now + longest,
             longest,
+            is_capped,
             is_overdue: false,
             error: None,
         };
@@ -95,8 +109,8 @@ impl Call {
         call
     }
 
-    /// The caller waits no longer. That is a failure of whoever has not answered, unless it was asked too late to tell; the call
-    /// may go on, and what it brings is still worth caching. Nobody else is asked any more.
+    /// The caller waits no longer. That is a failure of whoever has not answered, unless it was asked too late to tell
+    /// or the question is too large for any budget ([`Budget::is_capped`](crate::tokenizer::Budget::is_capped)); the call may go on, and what it brings is still worth caching. Nobody else is asked any more.
     pub fn overdue(&mut self) {
         self.is_overdue = true;
         self.spare = None;
@@ -104,14 +118,10 @@ impl Call {
         let asked_by = begun + begun.elapsed().mul_f64(LATEST_TO_BLAME);
         for ask in &mut self.asks {
             if ask.since <= asked_by {
-                ask.failed(Failure::Overdue);
+                ask.late(self.is_capped);
             }
             ask.is_settled = true;
         }
-    }
-
-    fn fail_all(&mut self, failure: Failure) {
-        self.asks.iter_mut().for_each(|ask| ask.failed(failure));
     }
 
     fn ask(&mut self, server: &Arc<Server>, is_hedge: bool) {
@@ -165,7 +175,7 @@ impl Call {
         if ask.is_hedge {
             self.tokenizer.shared.counters.hedge_wins.add();
             // Without this a silent endpoint whose calls are always saved by the second would cost them all half a budget.
-            self.fail_all(Failure::Outrun);
+            self.asks.iter_mut().for_each(|ask| ask.failed(Failure::Outrun));
         }
         if self.is_overdue {
             self.tokenizer.shared.counters.late.add();
@@ -200,11 +210,13 @@ impl Future for Call {
                 return Poll::Pending;
             }
             if Instant::now() >= this.hard_deadline {
-                this.fail_all(Failure::Overdue);
+                this.asks.iter_mut().for_each(|ask| ask.late(this.is_capped));
                 this.asks.clear();
                 return Poll::Ready(Err(Error::Budget(this.longest)));
             }
-            this.hedge();
+            if !this.is_capped {
+                this.hedge();
+            }
             this.timer.as_mut().reset(this.hard_deadline);
         }
     }

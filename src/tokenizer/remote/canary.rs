@@ -43,7 +43,7 @@ pub(super) enum Verdict {
     Split,
 }
 
-/// What the fingerprints of a pool's endpoints say.
+/// What the fingerprints of those of a pool's endpoints say that vote.
 pub(super) fn judge(fingerprints: &[Fingerprint]) -> Verdict {
     let mut counts: HashMap<Fingerprint, usize> = HashMap::new();
     for fingerprint in fingerprints {

@@ -96,12 +96,17 @@ impl RemoteTokenizer {
         }
     }
 
+    /// Has those that answer vote on what the tokens of the fixed text are. Without a majority, and where only one of several
+    /// endpoints is left to vote, everybody stays what the last majority made of them: the failure of an endpoint must not
+    /// bring one back that is known to differ.
     fn exclude_who_differs(&self) {
-        let known: Vec<(Arc<Server>, Fingerprint)> =
-            self.servers().into_iter().filter_map(|server| Some((server.clone(), server.fingerprint()?))).collect();
+        let servers = self.servers();
+        let known: Vec<(&Arc<Server>, Fingerprint)> =
+            servers.iter().filter_map(|server| Some((server, server.vote()?))).collect();
         let fingerprints: Vec<Fingerprint> = known.iter().map(|(_, fingerprint)| *fingerprint).collect();
         let verdict = judge(&fingerprints);
-        for (server, fingerprint) in &known {
+        let is_alone = known.len() == 1 && servers.len() > 1;
+        for (server, fingerprint) in known.iter().filter(|_| !is_alone && verdict != Verdict::Split) {
             server.set_differs(matches!(verdict, Verdict::Majority(majority) if majority != *fingerprint));
         }
         let is_split = verdict == Verdict::Split;

@@ -8,13 +8,16 @@
 //!   is not put to a second.
 //! - Budget: see [`Budget`]. The caller does the waiting: when it has waited long
 //!   enough it says so ([`Call::overdue`]), and may let the call go on, up to four budgets, for the cache's sake.
+//!   A question that is too large for any budget ([`Budget::is_capped`]) is no reason to blame an endpoint for being late, or to ask
+//!   a second one before the first has failed: one such client would close the tokenizer for all.
 //! - Breaker: per endpoint. One that is overdue, outrun by the second, unreachable, or that answers nonsense or with a status
 //!   that is no answer, is not asked again until a check off the request path succeeds. So a broken tokenizer costs the first
 //!   few requests their budget, and the others nothing.
 //! - Cap: 8 questions per endpoint and 128 in all are under way at most, late ones included; there is no queue. Beyond it the
-//!   caller gets [`Error::Busy`] at once.
+//!   caller gets [`Error::Busy`] at once. An endpoint that has its 8 may not be asked, so that a burst spreads over the pool.
 //! - Canary: what the endpoints of a pool make of a fixed text must be the same; see [`RemoteTokenizer::run`], without which an
-//!   open breaker never closes.
+//!   open breaker never closes. Those vote that answer; what one that differs has said before is to be forgotten
+//!   ([`RemoteTokenizer::epoch`]).
 //!
 //! An endpoint of its own ([`RemoteConfig::endpoint`]) takes the pool's place: one breaker, no second to ask, and all 128
 //! questions. It gets the engines' key, as they do (`engine.api_key_file`), and never a client's `authorization`.
@@ -28,7 +31,7 @@ mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed};
 
 use hyper::body::Bytes;
 use tokio::sync::Semaphore;
@@ -103,15 +106,21 @@ impl RemoteTokenizer {
         self.own.is_some()
     }
 
-    /// Whether requests may ask an endpoint of the pool. While all of them may, that is one look at one number.
+    /// Whether requests may ask an endpoint of the pool, which must not have an
+    /// [endpoint in its place](Self::has_own_endpoint): its breaker lets them, and it has not as many calls as it may have. While all
+    /// of them may and there are too few calls for any to have that many, that is a look at two numbers.
     pub fn may_ask(&self, endpoint: SocketAddr) -> bool {
-        if self.shared.n_excluded.load(Relaxed) == 0 {
+        let n_under_way = CALLS - self.permits.available_permits();
+        if self.shared.n_excluded.load(Relaxed) == 0 && n_under_way < CALLS_PER_ENDPOINT {
             return true;
         }
-        match &self.own {
-            Some(own) => own.may_be_asked(),
-            None => self.endpoints.pin().get(&endpoint).is_none_or(|server| server.may_be_asked()),
-        }
+        self.endpoints.pin().get(&endpoint).is_none_or(|server| server.may_be_asked() && !server.is_full())
+    }
+
+    /// Changes whenever an endpoint is found to make other tokens than its pool. What was learned under another epoch may be
+    /// its answers.
+    pub fn epoch(&self) -> u64 {
+        self.shared.epoch.load(Acquire)
     }
 
     /// Puts `question` to `targets`. Nothing waits for a permit: the call ends at once with [`Error::Busy`], [`Error::Open`] or
@@ -151,7 +160,14 @@ impl RemoteTokenizer {
 
     /// Why there is nobody to ask when the caller has found nobody.
     fn nobody(&self) -> Error {
-        if self.shared.n_excluded.load(Relaxed) > 0 { Error::Open } else { Error::NoEndpoint }
+        if self.servers().iter().any(|server| server.may_be_asked() && server.is_full()) {
+            self.shared.counters.busy.add();
+            Error::Busy
+        } else if self.shared.n_excluded.load(Relaxed) > 0 {
+            Error::Open
+        } else {
+            Error::NoEndpoint
+        }
     }
 
     /// Puts `question` to `target`, for as long as it takes.

@@ -1,6 +1,6 @@
 //! One that is asked for tokens: its breaker, what it made of the fixed text, and how many calls it has.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -34,6 +34,8 @@ struct Known {
     breaker: Breaker,
     /// What it made of the fixed text when it last answered that.
     fingerprint: Option<Fingerprint>,
+    /// Whether it answered the last time that it was asked for that.
+    check_is_good: bool,
     /// Whether that is not what most of the pool made of it.
     differs: bool,
     /// Whether it is counted as one that requests may not ask.
@@ -80,9 +82,14 @@ impl Claim {
         self.server.change(|known, _| known.breaker.call_passed(self.epoch));
     }
 
+    /// Counts a failure that is not the endpoint's fault.
+    pub(super) fn excused(&self, failure: Failure) {
+        self.server.shared.counters.failed(failure);
+    }
+
     /// Notes that it was not answered as it should.
     pub(super) fn failed(&self, failure: Failure) {
-        self.server.shared.counters.failed(failure);
+        self.excused(failure);
         if failure.is_endpoints_fault() {
             self.server.n_failures.add();
             self.server.change(|known, now| {
@@ -98,6 +105,7 @@ impl Server {
         let known = Known {
             breaker: Breaker::new(Instant::now()),
             fingerprint: None,
+            check_is_good: false,
             differs: false,
             is_excluded: false,
             has_left: false,
@@ -119,6 +127,11 @@ impl Server {
     /// Whether requests may ask it.
     pub(super) fn may_be_asked(&self) -> bool {
         self.may_be_asked.load(Relaxed)
+    }
+
+    /// Whether it has as many calls as it may have.
+    pub(super) fn is_full(&self) -> bool {
+        self.permits.available_permits() == 0
     }
 
     /// Claims the right to ask it, if it may be asked and neither it nor the whole has too many calls.
@@ -150,7 +163,7 @@ impl Server {
     /// Notes that a check was answered in time.
     pub(super) fn check_passed(&self, begun: Epoch, fingerprint: Fingerprint) {
         self.change(|known, now| {
-            known.fingerprint = Some(fingerprint);
+            (known.fingerprint, known.check_is_good) = (Some(fingerprint), true);
             known.breaker.check_passed(begun, now, fastrand::f64());
         });
     }
@@ -159,14 +172,17 @@ impl Server {
     pub(super) fn check_failed(&self, begun: Epoch, failure: Failure) {
         self.shared.counters.failed_checks.add();
         self.change(|known, now| {
-            known.last_failure = failure;
+            (known.last_failure, known.check_is_good) = (failure, false);
             known.breaker.check_failed(begun, now, fastrand::f64());
         });
     }
 
-    /// What it made of the fixed text when it last answered that.
-    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
-        self.lock().fingerprint
+    /// What it makes of the fixed text; none unless its breaker is closed and it answered its last check, which is then as
+    /// recent as the checks of closed ones are frequent. What an endpoint said before it was gone tells nothing of the
+    /// tokens that the pool makes now.
+    pub(super) fn vote(&self) -> Option<Fingerprint> {
+        let known = self.lock();
+        known.fingerprint.filter(|_| known.check_is_good && known.breaker.state() == BreakerState::Closed)
     }
 
     /// Notes whether it answers for another model or tokenizer than the others.
@@ -177,6 +193,10 @@ impl Server {
             }
             std::mem::replace(&mut known.differs, differs)
         });
+        if differs && !did {
+            // After it has been excluded: who sees the new epoch does not ask it any more.
+            self.shared.epoch.fetch_add(1, Release);
+        }
         let target = &self.target;
         if differs && !did {
             error!(%target, "endpoint makes other tokens of a fixed text than most of its pool: another model or tokenizer; it is asked for tokens no more");

@@ -159,6 +159,8 @@ pub(super) struct Shared {
     /// Endpoints that no request may ask: while it is 0, nothing else has to be looked at.
     pub(super) n_excluded: AtomicUsize,
     pub(super) is_split: AtomicBool,
+    /// Endpoints found to differ so far.
+    pub(super) epoch: AtomicU64,
     /// Wakes the checks when one is due earlier than they know of.
     pub(super) check_is_due: Notify,
 }
