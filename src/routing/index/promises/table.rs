@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
-use std::slice;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::PromiseLimits;
-use crate::routing::endpoint::{Endpoint, EndpointId, Knowledge};
+use super::order::{Order, Record};
+use super::promisers::{LastChange, Promise, Promisers};
+use crate::routing::endpoint::{Endpoint, EndpointId};
 use crate::routing::hash::BlockHash;
 use crate::routing::index::SeededFold;
 use crate::routing::load::Millis;
@@ -17,99 +18,8 @@ use crate::routing::load::Millis;
 const SHARD_BITS: u32 = 6;
 const N_SHARDS: usize = 1 << SHARD_BITS;
 
-/// What all blocks of one pick have in common.
-#[derive(Debug)]
-pub(super) struct Promise {
-    endpoint: EndpointId,
-    knowledge: Arc<Knowledge>,
-    /// The endpoint's [`Knowledge::n_generations`] at the pick: the promise is about the cache of that time.
-    n_generations: u32,
-    /// When it is over. Only ever lowered. Relaxed: it guards no other memory, and a reader may be a moment late.
-    until: AtomicU64,
-}
-
-impl Promise {
-    pub(super) fn new(endpoint: &Endpoint, now: Millis, limits: PromiseLimits) -> Arc<Self> {
-        Arc::new(Self {
-            endpoint: endpoint.id,
-            knowledge: Arc::clone(&endpoint.knowledge),
-            n_generations: endpoint.knowledge.n_generations(),
-            until: AtomicU64::new(now.0.saturating_add(limits.cap.0)),
-        })
-    }
-
-    pub(super) fn endpoint(&self) -> EndpointId {
-        self.endpoint
-    }
-
-    /// The request has ended: the rest of its life is no longer than the time to linger.
-    pub(super) fn end(&self, now: Millis, limits: PromiseLimits) {
-        self.until.fetch_min(now.0.saturating_add(limits.linger.0), Relaxed);
-    }
-
-    pub(super) fn void(&self) {
-        self.until.store(0, Relaxed);
-    }
-
-    fn is_alive(&self, now: Millis) -> bool {
-        self.remaining(now) > 0
-    }
-
-    /// Milliseconds that it counts on, if nothing shortens it.
-    fn remaining(&self, now: Millis) -> u64 {
-        if self.knowledge.n_generations() != self.n_generations {
-            return 0;
-        }
-        self.until.load(Relaxed).saturating_sub(now.0)
-    }
-}
-
-/// The promises of one block, one per endpoint. Most blocks have one, which needs no allocation of its own.
-#[derive(Debug)]
-enum Promisers {
-    One(Arc<Promise>),
-    Many(Vec<Arc<Promise>>),
-}
-
-impl Promisers {
-    fn all(&self) -> &[Arc<Promise>] {
-        match self {
-            Self::One(promise) => slice::from_ref(promise),
-            Self::Many(promises) => promises,
-        }
-    }
-
-    fn of(&mut self, endpoint: EndpointId) -> Option<&mut Arc<Promise>> {
-        let promises = match self {
-            Self::One(promise) => slice::from_mut(promise),
-            Self::Many(promises) => promises,
-        };
-        promises.iter_mut().find(|promise| promise.endpoint == endpoint)
-    }
-
-    fn add(&mut self, promise: Arc<Promise>) {
-        match self {
-            Self::One(only) => *self = Self::Many(vec![Arc::clone(only), promise]),
-            Self::Many(promises) => promises.push(promise),
-        }
-    }
-
-    /// Removes those that are not to be kept, and says how many they were.
-    fn retain(&mut self, keep: impl Fn(&Promise) -> bool) -> usize {
-        match self {
-            Self::One(only) if keep(only) => 0,
-            Self::One(_) => {
-                *self = Self::Many(Vec::new());
-                1
-            }
-            Self::Many(promises) => {
-                let n_before = promises.len();
-                promises.retain(|promise| keep(promise));
-                n_before - promises.len()
-            }
-        }
-    }
-}
+/// Records that are looked at in one go while others wait.
+const SWEEP_STEP: usize = 64;
 
 type Blocks = HashMap<BlockHash, Promisers, SeededFold>;
 
@@ -124,25 +34,36 @@ impl Shard {
     }
 }
 
+/// What became of a block that was to be promised.
+enum Inserted {
+    /// It counts by this promise.
+    Written,
+    /// Another promise has long enough to go.
+    Relied,
+    /// There is no room, and nothing older to make some.
+    Refused,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Table {
     /// Locks, not the lock-free map of the index: here every pick writes as many blocks as it reads, most of them for
-    /// seconds only, and entries must be counted exactly. A lock is held for one access, or for the sweep of one shard.
+    /// seconds only, and entries must be counted exactly. A lock is held for one access.
     shards: Box<[Shard]>,
     /// Not that of the shards: there, equal high bits would make all keys of a shard collide.
     choice: SeededFold,
+    /// Locked for a few accesses per pick, and never together with a shard.
+    order: Mutex<Order>,
     limits: PromiseLimits,
     /// Entries: pairs of block and endpoint. Raised before an entry is made and lowered after it is gone.
     n_blocks: AtomicUsize,
     n_promises: AtomicUsize,
     n_refused: AtomicU64,
+    n_evicted: AtomicU64,
+    /// Blocks that were written since the table was made.
+    n_written: AtomicU64,
     /// The latest time that was given by anyone.
     seen: AtomicU64,
-    /// Blocks that were to be promised and have not paid for sweeping yet.
-    unpaid: AtomicUsize,
-    /// The shard that is swept next, counted without end.
-    next_swept: AtomicUsize,
 }
 
 impl Table {
@@ -151,13 +72,14 @@ impl Table {
         Self {
             shards: (0..N_SHARDS).map(shard).collect(),
             choice: SeededFold::random(),
+            order: Mutex::default(),
             limits,
             n_blocks: AtomicUsize::new(0),
             n_promises: AtomicUsize::new(0),
             n_refused: AtomicU64::new(0),
+            n_evicted: AtomicU64::new(0),
+            n_written: AtomicU64::new(0),
             seen: AtomicU64::new(0),
-            unpaid: AtomicUsize::new(0),
-            next_swept: AtomicUsize::new(0),
         }
     }
 
@@ -185,6 +107,10 @@ impl Table {
         self.n_refused.load(Relaxed)
     }
 
+    pub(super) fn n_evicted(&self) -> u64 {
+        self.n_evicted.load(Relaxed)
+    }
+
     /// Notes the time.
     pub(super) fn see(&self, now: Millis) {
         // Mostly known already: do not write to a cache line that every request reads.
@@ -197,32 +123,68 @@ impl Table {
         Millis(self.seen.load(Relaxed))
     }
 
-    /// Promises `hashes` up to the first one for which there is no room, and says how many that is.
+    /// A promise of no block yet, which counts for `life` from now at most.
+    pub(super) fn new_promise(&self, endpoint: &Endpoint, now: Millis, life: Millis) -> Arc<Promise> {
+        Promise::new(endpoint, Millis(now.0.saturating_add(life.0)), self.n_written.load(Relaxed))
+    }
+
+    /// Promises `hashes` up to the first one for which there is no room, and says how many that is. Blocks of the oldest
+    /// promises make room.
     pub(super) fn insert(&self, hashes: &[BlockHash], promise: &Arc<Promise>, now: Millis) -> usize {
         self.see(now);
         self.pay(hashes.len(), now);
-        let n_promised = hashes.iter().take_while(|hash| self.insert_one(**hash, promise, now)).count();
-        if n_promised < hashes.len() {
-            self.n_refused.fetch_add((hashes.len() - n_promised) as u64, Relaxed);
+        let (mut n_promised, mut last) = (0, LastChange::default());
+        let mut written = Vec::new();
+        for hash in hashes {
+            match self.insert_one(*hash, promise, now, &mut last) {
+                Inserted::Written => written.push(*hash),
+                Inserted::Relied => {}
+                Inserted::Refused => break,
+            }
+            n_promised += 1;
         }
+        self.n_refused.fetch_add((hashes.len() - n_promised) as u64, Relaxed);
+        self.record(written, promise, now);
         n_promised
     }
 
-    /// Says whether the block counts now, by this promise or by one that has more than half of its life to go.
-    fn insert_one(&self, hash: BlockHash, promise: &Arc<Promise>, now: Millis) -> bool {
-        match self.shard(hash).lock().entry(hash) {
-            Entry::Vacant(_) if !self.reserve() => return false,
-            Entry::Vacant(entry) => {
-                entry.insert(Promisers::One(Arc::clone(promise)));
+    fn insert_one(&self, hash: BlockHash, promise: &Arc<Promise>, now: Millis, last: &mut LastChange) -> Inserted {
+        loop {
+            let mut shard = self.shard(hash).lock();
+            match shard.entry(hash) {
+                Entry::Vacant(entry) => {
+                    if self.reserve() {
+                        entry.insert(Promisers::One(Arc::clone(promise)));
+                        return Inserted::Written;
+                    }
+                }
+                Entry::Occupied(mut entry) => {
+                    let known = entry.get().of(promise.endpoint());
+                    if known.is_some_and(|known| self.may_rely_on(known, promise, now)) {
+                        return Inserted::Relied;
+                    }
+                    if known.is_some() || self.reserve() {
+                        let changed = last.apply(entry.get(), |promisers| Some(promisers.with(promise)));
+                        entry.insert(changed.expect("the promise is in it"));
+                        return Inserted::Written;
+                    }
+                }
             }
-            Entry::Occupied(mut entry) => match entry.get_mut().of(promise.endpoint) {
-                Some(known) if known.remaining(now) > self.limits.cap.0 / 2 => {}
-                Some(known) => *known = Arc::clone(promise),
-                None if !self.reserve() => return false,
-                None => entry.get_mut().add(Arc::clone(promise)),
-            },
+            // The oldest may have blocks in this shard.
+            drop(shard);
+            if !self.evict_oldest(now) {
+                return Inserted::Refused;
+            }
         }
-        true
+    }
+
+    /// Whether a block need not be renewed: its promise has more than half of its life to go, and is not in the half that
+    /// is going to make room.
+    fn may_rely_on(&self, known: &Promise, promise: &Promise, now: Millis) -> bool {
+        let remaining = known.remaining(now);
+        let is_long = remaining > self.limits.cap.0 / 2 || remaining >= promise.remaining(now);
+        let n_behind = self.n_written.load(Relaxed).saturating_sub(known.born());
+        remaining > 0 && is_long && n_behind <= self.limits.n_blocks as u64 / 2
     }
 
     fn reserve(&self) -> bool {
@@ -230,64 +192,104 @@ impl Table {
         self.n_blocks.fetch_update(Relaxed, Relaxed, add).is_ok()
     }
 
+    /// Notes what was written for a promise. What is noted is bounded as well: blocks that are confirmed or renewed over and
+    /// over stay noted until their promises are over.
+    fn record(&self, written: Vec<BlockHash>, promise: &Arc<Promise>, now: Millis) {
+        if written.is_empty() {
+            return;
+        }
+        self.n_written.fetch_add(written.len() as u64, Relaxed);
+        let record = Record { promise: Arc::clone(promise), blocks: written.into_boxed_slice() };
+        self.order().push(record);
+        while self.n_recorded() > 2 * self.limits.n_blocks && self.evict_oldest(now) {}
+    }
+
+    /// Blocks that are noted in the order of promises.
+    pub(super) fn n_recorded(&self) -> usize {
+        self.order().n_blocks()
+    }
+
+    /// Ends the oldest promise, whose blocks make room; false: there is none.
+    fn evict_oldest(&self, now: Millis) -> bool {
+        let Some(record) = self.order().pop_oldest() else { return false };
+        let was_alive = record.promise.is_alive(now);
+        record.promise.void();
+        let n_removed = self.remove_record(&record);
+        if was_alive {
+            self.n_evicted.fetch_add(n_removed as u64, Relaxed);
+        }
+        true
+    }
+
     /// Removes the promises of `hashes` for the endpoint, whosesoever they are.
     pub(super) fn remove(&self, hashes: &[BlockHash], endpoint: EndpointId) {
+        self.remove_if(hashes, endpoint, |_| true);
+    }
+
+    fn remove_record(&self, record: &Record) -> usize {
+        let is_its = |promise: &Arc<Promise>| Arc::ptr_eq(promise, &record.promise);
+        self.remove_if(&record.blocks, record.promise.endpoint(), is_its)
+    }
+
+    /// Removes the promises of `hashes` for the endpoint that are to go, and says how many they were.
+    fn remove_if(&self, hashes: &[BlockHash], endpoint: EndpointId, is_to_go: impl Fn(&Arc<Promise>) -> bool) -> usize {
+        let (mut n_removed, mut last) = (0, LastChange::default());
         for hash in hashes {
-            let n_removed = match self.shard(*hash).lock().entry(*hash) {
-                Entry::Vacant(_) => continue,
-                Entry::Occupied(mut entry) => {
-                    let n_removed = entry.get_mut().retain(|promise| promise.endpoint != endpoint);
-                    if entry.get().all().is_empty() {
-                        entry.remove();
-                    }
-                    n_removed
+            if let Entry::Occupied(mut entry) = self.shard(*hash).lock().entry(*hash)
+                && entry.get().of(endpoint).is_some_and(&is_to_go)
+            {
+                match last.apply(entry.get(), |promisers| promisers.without(endpoint)) {
+                    Some(rest) => drop(entry.insert(rest)),
+                    None => drop(entry.remove()),
                 }
-            };
-            self.n_blocks.fetch_sub(n_removed, Relaxed);
+                n_removed += 1;
+            }
         }
+        self.n_blocks.fetch_sub(n_removed, Relaxed);
+        n_removed
     }
 
-    /// Writes the endpoints for which the block is promised to `out`, whose former content is lost.
-    pub(super) fn promised(&self, hash: BlockHash, now: Millis, out: &mut Vec<EndpointId>) {
-        out.clear();
-        let shard = self.shard(hash).lock();
-        let promises = shard.get(&hash).map_or(&[][..], Promisers::all);
-        out.extend(promises.iter().filter(|promise| promise.is_alive(now)).map(|promise| promise.endpoint));
+    /// The promises of the block, some of which may be over.
+    pub(super) fn promisers(&self, hash: BlockHash) -> Option<Promisers> {
+        self.shard(hash).lock().get(&hash).cloned()
     }
 
-    /// Sweeps every shard.
+    /// Looks at every promise, a few at a time, and at the memory of every shard.
     pub(super) fn sweep(&self, now: Millis) {
         self.see(now);
-        self.shards.iter().for_each(|shard| self.sweep_shard(&mut shard.lock(), now));
+        let n_records = self.order().n_records();
+        self.sweep_some(n_records, usize::MAX, now);
+        self.order().shrink();
+        for shard in &self.shards {
+            let mut blocks = shard.lock();
+            if blocks.capacity() > 4 * blocks.len().max(64) {
+                let n_kept = 2 * blocks.len();
+                blocks.shrink_to(n_kept);
+            }
+        }
     }
 
-    /// Sweeps as many entries as blocks were to be promised since: a shard at a time, once that many have come
-    /// together. So the work of each call is bounded, and what is over takes no more room than what is to come.
+    /// Sweeps in proportion to the blocks that are to be promised: more blocks than these, and more than one promise, so
+    /// that a pass over all promises ends. The work of each call is bounded, and what is over takes no more room than what
+    /// is to come.
     fn pay(&self, n_blocks: usize, now: Millis) {
-        let mut unpaid = self.unpaid.swap(0, Relaxed).saturating_add(n_blocks);
-        for _ in 0..N_SHARDS {
-            let mut shard = self.shards[self.next_swept.load(Relaxed) % N_SHARDS].lock();
-            let Some(rest) = unpaid.checked_sub(shard.len()) else {
-                self.unpaid.fetch_add(unpaid, Relaxed);
-                return;
-            };
-            unpaid = rest;
-            self.sweep_shard(&mut shard, now);
-            self.next_swept.fetch_add(1, Relaxed);
+        self.sweep_some(4, 2 * n_blocks, now);
+    }
+
+    /// Looks at up to `n_records` promises, and stops once `n_blocks` blocks of those that are over were removed.
+    fn sweep_some(&self, mut n_records: usize, mut n_blocks: usize, now: Millis) {
+        while n_records > 0 && n_blocks > 0 {
+            let (n_checked, dead) = self.order().pop_dead(n_records.min(SWEEP_STEP), now);
+            n_records -= n_checked;
+            if let Some(record) = dead {
+                n_blocks = n_blocks.saturating_sub(record.blocks.len());
+                self.remove_record(&record);
+            }
         }
     }
 
-    fn sweep_shard(&self, shard: &mut Blocks, now: Millis) {
-        let mut n_removed = 0;
-        shard.retain(|_, promisers| {
-            n_removed += promisers.retain(|promise| promise.is_alive(now));
-            !promisers.all().is_empty()
-        });
-        self.n_blocks.fetch_sub(n_removed, Relaxed);
-        // After a burst the memory is of use to others.
-        if shard.capacity() > 4 * shard.len().max(64) {
-            shard.shrink_to(2 * shard.len());
-        }
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shard(&self, hash: BlockHash) -> &Shard {

@@ -136,11 +136,21 @@ fn request_that_was_served_elsewhere_is_promised_there() {
     guard.move_to(&endpoint(2), after(1_000));
     assert_eq!(extended(&promises, &chain(0..8), &[(1, 6)], after(1_000)), [(2, 8)], "the whole chain");
     guard.move_to(&endpoint(2), after(2_000));
-    assert_eq!(promised(&promises, 0..8, after(2_000)), [(2, 8)], "it is there already");
+    assert_eq!(promised(&promises, 0..8, after(2_999)), [(2, 8)], "it is there already");
+    assert_eq!(promised(&promises, 0..8, after(3_000)), [], "nobody may ever confirm it");
     assert_eq!(promises.n_promises(), 1);
-    guard.end(after(2_000));
-    assert_eq!(promised(&promises, 0..8, after(3_999)), [(2, 8)]);
-    assert_eq!((promised(&promises, 0..8, after(4_000)), promises.n_promises()), (vec![], 0));
+    guard.end(after(3_000));
+    assert_eq!(promises.n_promises(), 0);
+}
+
+#[test]
+fn request_that_was_served_elsewhere_shortens_no_promise_of_another() {
+    let promises = speculative();
+    let _other = promises.promise(&chain(0..4), 0, &endpoint(2), START).unwrap();
+    let mut guard = promises.promise(&chain(0..8), 0, &endpoint(1), after(50_000)).unwrap();
+    guard.move_to(&endpoint(2), after(50_000));
+    assert_eq!(promised(&promises, 0..8, after(51_999)), [(2, 8)]);
+    assert_eq!(promised(&promises, 0..8, after(59_999)), [(2, 4)]);
 }
 
 #[test]
@@ -195,19 +205,107 @@ fn learned_request_that_adds_nothing_is_learned_where_it_was_served() {
     assert_eq!(promised(&promises, 0..8, START), [(1, 8), (2, 8)]);
 }
 
+fn small(n_blocks: usize) -> Promises {
+    Promises::new(PromiseLimits { n_blocks, ..PromiseLimits::LEARNED })
+}
+
 #[test]
-fn full_table_refuses_and_counts_what_it_refuses() {
-    let promises = Promises::new(PromiseLimits { n_blocks: 10, ..PromiseLimits::SPECULATIVE });
-    let first = promises.promise(&chain(0..8), 0, &endpoint(1), START).unwrap();
-    let _second = promises.promise(&chain(0..8), 0, &endpoint(2), START).unwrap();
-    assert_eq!(promised(&promises, 0..8, START), [(1, 8), (2, 2)], "what has room is promised from the front");
-    assert_eq!((promises.n_blocks(), promises.n_refused()), (10, 6));
-    assert!(promises.promise(&chain(20..24), 0, &endpoint(1), START).is_none());
-    assert_eq!((promises.n_refused(), promises.n_promises()), (10, 2));
-    assert!(promises.promise(&chain(0..8), 0, &endpoint(1), after(30_000)).is_some(), "renewing takes no room");
-    assert_eq!(promises.n_refused(), 10);
-    first.void();
-    assert_eq!(promises.n_blocks(), 10);
+fn full_table_ends_the_oldest_promises_and_counts_their_blocks() {
+    let promises = small(10);
+    let first = promises.promise(&chain(0..4), 0, &endpoint(1), START).unwrap();
+    let _second = promises.promise(&chain(0..4), 0, &endpoint(2), START).unwrap();
+    let _third = promises.promise(&chain(20..24), 0, &endpoint(1), START).unwrap();
+    assert_eq!(promised(&promises, 0..4, START), [(2, 4)], "the first is over as a whole");
+    assert_eq!(promised(&promises, 20..24, START), [(1, 4)]);
+    assert_eq!((promises.n_blocks(), promises.n_evicted(), promises.n_refused()), (8, 4, 0));
+    first.end(START);
+    let _fourth = promises.promise(&chain(30..42), 0, &endpoint(1), START).unwrap();
+    assert_eq!(promised(&promises, 30..42, START), [(1, 10)], "what has room is promised from the front");
+    assert_eq!((promises.n_blocks(), promises.n_evicted(), promises.n_refused()), (10, 12, 2));
+    assert_eq!(promises.n_promises(), 3);
+}
+
+#[test]
+fn learned_index_goes_on_learning_when_it_is_full() {
+    let promises = small(1_000);
+    for conversation in 0..1_000_u64 {
+        let (blocks, now) = (conversation * 100..conversation * 100 + 50, after(conversation));
+        drop(promises.promise(&chain(blocks.clone()), 0, &endpoint(1), now));
+        assert_eq!(promised(&promises, blocks, now), [(1, 50)], "conversation {conversation}");
+        assert!(promises.n_blocks() <= 1_000);
+    }
+    let is_known = |conversation: &u64| {
+        promised(&promises, conversation * 100..conversation * 100 + 50, after(1_000)) == [(1, 50)]
+    };
+    assert_eq!((0..1_000).filter(is_known).collect::<Vec<_>>(), (980..1_000).collect::<Vec<_>>(), "the newest");
+    assert_eq!((promises.n_evicted(), promises.n_refused()), (980 * 50, 0));
+}
+
+#[test]
+fn blocks_in_use_outlive_those_that_make_room() {
+    let promises = small(1_000);
+    for conversation in 0..200_u64 {
+        let blocks = [chain(0..20), chain((conversation + 1) * 100..(conversation + 1) * 100 + 30)].concat();
+        assert_eq!(extended(&promises, &blocks, &[], START).is_empty(), conversation == 0, "{conversation}");
+        drop(promises.promise(&blocks, 0, &endpoint(1), START));
+    }
+    assert!(promises.n_evicted() > 4_000);
+}
+
+#[test]
+fn order_of_promises_is_bounded_where_blocks_are_confirmed_and_promised_again() {
+    let promises = small(100);
+    for round in 0..200 {
+        let blocks = chain(round % 7 * 50..round % 7 * 50 + 30);
+        let guard = promises.promise(&blocks, 0, &endpoint(1), START).unwrap();
+        promises.confirm(&blocks, EndpointId(1));
+        drop(guard);
+        assert!(promises.table.n_recorded() <= 200, "round {round}");
+    }
+    assert_eq!((promises.n_blocks(), promises.n_evicted()), (0, 0), "what is confirmed is not evicted");
+    promises.sweep(Millis(u64::MAX));
+    assert_eq!(promises.table.n_recorded(), 0);
+}
+
+#[test]
+fn blocks_that_are_promised_together_have_one_list() {
+    const N_BLOCKS: u64 = 40;
+    let promises = speculative();
+    let list = |block: u64| promises.table.promisers(BlockHash(block)).unwrap();
+    let is_one =
+        |blocks: Range<u64>| blocks.clone().all(|block| std::ptr::eq(list(block).all(), list(blocks.start).all()));
+    // In no order of endpoints, and with forks.
+    let mut guards: Vec<_> = (0..50_u32)
+        .map(|n| {
+            let length = if n % 5 == 0 { 10 } else { N_BLOCKS };
+            promises.promise(&chain(0..length), 0, &endpoint(n * 7 % 50), START).unwrap()
+        })
+        .collect();
+    assert!(is_one(0..10) && is_one(10..N_BLOCKS));
+    assert_eq!((list(0).all().len(), list(10).all().len()), (50, 40));
+    promises.confirm(&chain(0..N_BLOCKS), EndpointId(3));
+    assert!(is_one(0..10) && is_one(10..N_BLOCKS));
+    guards.swap_remove(20).void();
+    promises.sweep(START);
+    assert!(is_one(0..10) && is_one(10..N_BLOCKS));
+    assert!(list(0).all().is_sorted_by_key(|promise| promise.endpoint()));
+    assert_eq!(promises.n_blocks(), list(0).all().len() * 10 + list(10).all().len() * 30);
+    assert_eq!(promised(&promises, 0..N_BLOCKS, START).len(), 48);
+}
+
+#[test]
+fn endpoint_with_several_ranks_is_promised_nothing() {
+    let promises = speculative();
+    let (ranked, other) = (endpoint(1), endpoint(2));
+    ranked.ranks.set([0, 1]);
+    assert!(promises.promise(&chain(0..8), 0, &ranked, START).is_none());
+    let mut guard = promises.promise(&chain(0..8), 0, &other, START).unwrap();
+    guard.move_to(&ranked, START);
+    assert_eq!(promised(&promises, 0..8, START), [], "nor where it was to be served");
+    guard.move_to(&other, START);
+    assert_eq!(promised(&promises, 0..8, START), [(2, 8)]);
+    ranked.ranks.set([1]);
+    assert!(promises.promise(&chain(0..8), 0, &ranked, START).is_some());
 }
 
 #[test]
@@ -221,7 +319,7 @@ fn sweep_frees_what_is_over_and_nothing_else() {
     assert_eq!(promises.n_blocks(), 8);
     assert_eq!(promised(&promises, 0..8, after(2_000)), [(1, 8)]);
     promises.sweep(after(60_000));
-    assert_eq!(promises.n_blocks(), 0);
+    assert_eq!((promises.n_blocks(), promises.table.n_recorded()), (0, 0));
 }
 
 #[test]
@@ -393,6 +491,7 @@ mod model {
         endpoint: usize,
         chain: Vec<u64>,
         at: u64,
+        life: u64,
         until: u64,
         generation: u32,
     }
@@ -410,18 +509,19 @@ mod model {
 
     impl Naive {
         fn remaining(&self, promise: usize) -> u64 {
-            let NaivePromise { endpoint, until, generation, at, .. } = self.promises[promise];
-            let end = until.min(at + 60_000);
+            let NaivePromise { endpoint, until, generation, at, life, .. } = self.promises[promise];
+            let end = until.min(at + life);
             if self.generations[endpoint] == generation { end.saturating_sub(self.now) } else { 0 }
         }
 
-        fn promise(&mut self, endpoint: usize, chain: Vec<u64>, lacking: &[u64]) -> usize {
+        fn promise(&mut self, endpoint: usize, life: u64, chain: Vec<u64>, lacking: &[u64]) -> usize {
             let promise = self.promises.len();
             let generation = self.generations[endpoint];
-            self.promises.push(NaivePromise { endpoint, chain, at: self.now, until: u64::MAX, generation });
+            self.promises.push(NaivePromise { endpoint, chain, at: self.now, life, until: u64::MAX, generation });
             for hash in lacking {
                 let known = self.counts.get(&(*hash, endpoint)).copied();
-                if known.is_none_or(|known| self.remaining(known) <= 30_000) {
+                let remaining = known.map_or(0, |known| self.remaining(known));
+                if remaining <= 30_000 && remaining < life {
                     self.counts.insert((*hash, endpoint), promise);
                 }
             }
@@ -439,7 +539,7 @@ mod model {
                 Op::Promise { guard, endpoint, n_blocks, n_held, fork } => {
                     let chain = hashes(n_blocks, fork);
                     let lacking = chain.iter().copied().skip(n_held as usize).collect::<Vec<_>>();
-                    let made = (!lacking.is_empty()).then(|| self.promise(endpoint, chain, &lacking));
+                    let made = (!lacking.is_empty()).then(|| self.promise(endpoint, 60_000, chain, &lacking));
                     self.end(guard, self.now + 2_000);
                     self.guards[guard] = made;
                 }
@@ -452,7 +552,7 @@ mod model {
                     };
                     let chain = self.promises[promise].chain.clone();
                     self.end(guard, 0);
-                    self.guards[guard] = Some(self.promise(endpoint, chain.clone(), &chain));
+                    self.guards[guard] = Some(self.promise(endpoint, 2_000, chain.clone(), &chain));
                 }
                 Op::Store { endpoint, first, n_blocks } => {
                     for hash in first..(first + n_blocks).min(N_HASHES) {

@@ -1,5 +1,6 @@
 //! The lookup: real runs, continued by promised blocks.
 
+use super::promisers::Promisers;
 use super::table::Table;
 use crate::routing::endpoint::EndpointId;
 use crate::routing::hash::BlockHash;
@@ -21,15 +22,13 @@ pub(super) fn extend(
     out: &mut Vec<(EndpointId, u32)>,
 ) {
     let mut runs = longest_runs(matched);
-    let mut promised = Vec::new();
     let Some(first) = chain.first() else { return };
-    table.promised(*first, now, &mut promised);
     // Whoever does not hold the first block has a run only if that block is promised.
-    let newcomers = promised.iter().filter(|endpoint| runs.iter().all(|run| run.endpoint != **endpoint));
-    let newcomers: Vec<_> = newcomers.map(|endpoint| Run { endpoint: *endpoint, n_held: 0 }).collect();
-    runs.extend(newcomers);
-    runs.sort_unstable_by_key(|run| run.n_held);
-    Walk { table, chain, now, promised, last_promised: Vec::new(), going_on: Vec::new() }.walk(&runs, out);
+    if let Some(promisers) = table.promisers(*first) {
+        add_newcomers(&mut runs, &promisers, now);
+    }
+    runs.sort_by_key(|run| run.n_held);
+    Walk { table, chain, now, last: None, going_on: Vec::new() }.walk(&runs, out);
 }
 
 /// One run per endpoint, the longest of its ranks.
@@ -40,19 +39,33 @@ fn longest_runs(matched: impl Iterator<Item = (EndpointId, u32)>) -> Vec<Run> {
     runs
 }
 
+/// Adds an empty run for each endpoint that has none and is promised the first block. Runs are sorted by endpoint, before
+/// and after.
+fn add_newcomers(runs: &mut Vec<Run>, promisers: &Promisers, now: Millis) {
+    let mut known = runs.iter().map(|run| run.endpoint).peekable();
+    let mut is_new = |endpoint: EndpointId| {
+        while known.next_if(|known| *known < endpoint).is_some() {}
+        known.peek() != Some(&endpoint)
+    };
+    let alive = promisers.all().iter().filter(|promise| promise.is_alive(now)).map(|promise| promise.endpoint());
+    let newcomers: Vec<_> =
+        alive.filter(|endpoint| is_new(*endpoint)).map(|endpoint| Run { endpoint, n_held: 0 }).collect();
+    runs.extend(newcomers);
+    runs.sort_by_key(|run| run.endpoint);
+}
+
 struct Walk<'a> {
     table: &'a Table,
     chain: &'a [BlockHash],
     now: Millis,
-    /// The endpoints that the block which is looked at is promised for, and those of the block before.
-    promised: Vec<EndpointId>,
-    last_promised: Vec<EndpointId>,
-    /// The runs that reach the block which is looked at.
+    /// The promises of the block before the one that is looked at.
+    last: Option<Promisers>,
+    /// The runs that reach the block which is looked at, sorted by endpoint.
     going_on: Vec<Run>,
 }
 
 impl Walk<'_> {
-    /// Follows `runs`, which are sorted by their ends, through the blocks that are promised behind them.
+    /// Follows `runs`, which are sorted by their ends and endpoints, through the blocks that are promised behind them.
     fn walk(&mut self, mut runs: &[Run], out: &mut Vec<(EndpointId, u32)>) {
         let mut n_before = 0;
         while let Some(n_next) =
@@ -61,29 +74,42 @@ impl Walk<'_> {
             n_before = n_next;
             let (reached, rest) = runs.split_at(runs.iter().take_while(|run| run.n_held == n_before).count());
             runs = rest;
-            self.going_on.extend(reached);
             let Some(hash) = self.chain.get(n_before as usize) else { break };
-            std::mem::swap(&mut self.promised, &mut self.last_promised);
-            self.table.promised(*hash, self.now, &mut self.promised);
+            let promisers = self.table.promisers(*hash);
             // Blocks of one chain mostly are promised together: then every run goes on as it is.
-            if !reached.is_empty() || self.promised != self.last_promised {
-                self.end_runs(n_before, out);
+            if !reached.is_empty() || !is_same(promisers.as_ref(), self.last.as_ref()) {
+                self.going_on.extend(reached);
+                // Two sorted halves, which this sort merges.
+                self.going_on.sort_by_key(|run| run.endpoint);
+                self.end_runs(promisers.as_ref(), n_before, out);
             }
+            self.last = promisers;
             n_before += 1;
         }
         out.extend(self.going_on.iter().filter_map(|run| grown(run, n_before)));
     }
 
     /// Ends the runs that the block does not continue.
-    fn end_runs(&mut self, n_blocks: u32, out: &mut Vec<(EndpointId, u32)>) {
-        let promised = &self.promised;
+    fn end_runs(&mut self, promisers: Option<&Promisers>, n_blocks: u32, out: &mut Vec<(EndpointId, u32)>) {
+        let mut promises = promisers.map_or(&[][..], Promisers::all).iter().peekable();
         self.going_on.retain(|run| {
-            let goes_on = promised.contains(&run.endpoint);
+            while promises.next_if(|promise| promise.endpoint() < run.endpoint).is_some() {}
+            let goes_on = promises
+                .next_if(|promise| promise.endpoint() == run.endpoint)
+                .is_some_and(|promise| promise.is_alive(self.now));
             if !goes_on {
                 out.extend(grown(run, n_blocks));
             }
             goes_on
         });
+    }
+}
+
+fn is_same(promisers: Option<&Promisers>, others: Option<&Promisers>) -> bool {
+    match (promisers, others) {
+        (Some(promisers), Some(others)) => promisers.is_same(others),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 
