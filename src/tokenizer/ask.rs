@@ -61,7 +61,7 @@ impl Tokenizer {
         if matches!(self.ways, Ways::Text) {
             return Asked::text(&question);
         }
-        let key = self.cache.key(&question);
+        let key = self.cache.key(&question, self.ways.epoch());
         if let Some(tokens) = self.cache.get(key) {
             return Asked::now(Ok(tokens));
         }

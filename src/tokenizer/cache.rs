@@ -72,10 +72,12 @@ impl TokenCache {
         Self { entries, secret: secret(), epoch, n_hits, n_misses }
     }
 
-    pub(super) fn key(&self, question: &Question) -> CacheKey {
+    /// The key of a question. Answers under another `epoch` are not found: those who gave them may have been wrong.
+    pub(super) fn key(&self, question: &Question, epoch: u64) -> CacheKey {
         // The API is part of the question: the same body may have other tokens there.
         let api = xxh3_128_with_secret(question.api.path().as_bytes(), &self.secret);
-        let epoch = xxh3_128_with_secret(&self.epoch.load(Relaxed).to_le_bytes(), &self.secret);
+        let epochs = [self.epoch.load(Relaxed).to_le_bytes(), epoch.to_le_bytes()].concat();
+        let epoch = xxh3_128_with_secret(&epochs, &self.secret);
         CacheKey(xxh3_128_with_secret(&question.body, &self.secret) ^ api.rotate_left(1) ^ epoch.rotate_left(2))
     }
 
@@ -133,33 +135,34 @@ mod tests {
     #[test]
     fn what_was_put_is_found_and_nothing_else() {
         let cache = TokenCache::new(1 << 20);
-        let key = cache.key(&question("a"));
+        let key = cache.key(&question("a"), 0);
         assert_eq!(cache.get(key), None);
         cache.put(key, tokens(3));
         assert_eq!(cache.get(key), Some(tokens(3)));
-        assert_eq!(cache.get(cache.key(&question("b"))), None);
+        assert_eq!(cache.get(cache.key(&question("b"), 0)), None);
+        assert_ne!(key, cache.key(&question("a"), 1), "answers of another epoch are not found");
         assert_eq!(cache.counts(), (1, 2));
         cache.forget();
         cache.put(key, tokens(3));
-        assert_eq!(cache.get(cache.key(&question("a"))), None, "an answer from before is not found either");
+        assert_eq!(cache.get(cache.key(&question("a"), 0)), None, "an answer from before is not found either");
     }
 
     #[test]
     fn memory_is_bounded_and_a_cache_of_nothing_keeps_nothing() {
         let cache = TokenCache::new(1 << 20);
         for n in 0..1_000 {
-            cache.put(cache.key(&question(&n.to_string())), tokens(1_000));
+            cache.put(cache.key(&question(&n.to_string()), 0), tokens(1_000));
         }
         assert!((1 << 19..=1 << 20).contains(&cache.n_bytes()), "{} bytes", cache.n_bytes());
         let none = TokenCache::new(0);
-        none.put(none.key(&question("a")), tokens(1));
-        assert_eq!(none.get(none.key(&question("a"))), None);
+        none.put(none.key(&question("a"), 0), tokens(1));
+        assert_eq!(none.get(none.key(&question("a"), 0)), None);
     }
 
     #[test]
     fn a_long_prompt_finds_room() {
         let cache = TokenCache::new(64 << 20);
-        let key = cache.key(&question("a"));
+        let key = cache.key(&question("a"), 0);
         cache.put(key, tokens(1 << 20));
         assert!(cache.get(key).is_some());
     }
@@ -167,6 +170,6 @@ mod tests {
     #[test]
     fn two_processes_have_other_keys_for_the_same_prompt() {
         let (one, other) = (TokenCache::new(0), TokenCache::new(0));
-        assert_ne!(one.key(&question("a")), other.key(&question("a")));
+        assert_ne!(one.key(&question("a"), 0), other.key(&question("a"), 0));
     }
 }
