@@ -196,6 +196,8 @@ fn refuse_unused(settings: [(&Node<'_>, bool, &'static str); 3], kind: Tokenizer
 
 fn read_kind(node: &Node<'_>, has_files: bool, events: &ModelEvents) -> TokenizerKind {
     use TokenizerKind::{Auto, Local, Remote, Text};
+    const EXACT: &str = "remote or auto: KV events are matched by the engines' own tokens (or events.sync: false, for an \
+                         index that is learned from our own picks";
     let (alias, given) = (node.kind_alias(), node.optional("remote, local, auto or text"));
     let kind = match (alias.map(|alias| alias.is_remote), given) {
         (None, given) => given.unwrap_or(Remote),
@@ -206,11 +208,7 @@ fn read_kind(node: &Node<'_>, has_files: bool, events: &ModelEvents) -> Tokenize
         (Some(false), _) => Text,
     };
     if events.sync && !kind.is_exact() {
-        let mut found = kind.as_str().to_owned();
-        let mut expected =
-            "remote or auto: KV events are matched by the engines' own tokens (or events.sync: false, for an \
-                            index that is learned from our own picks"
-                .to_owned();
+        let (mut found, mut expected) = (kind.as_str().to_owned(), EXACT.to_owned());
         if let Some(alias) = alias {
             found += &format!(", as {} has it", alias.name);
             expected += &format!("; {}=false says so", SYNC_NAMES[0]);

@@ -133,7 +133,7 @@ fn prompt_log_probabilities_skip_the_cache() {
     assert!(matches!(completion(&json!({"prompt": "x", "logprobs": 1})).prompt, Prompt::Text(_)));
 }
 
-fn cut(request: LlmRequest) -> Vec<u32> {
+fn cut(request: &LlmRequest) -> Vec<u32> {
     let mut tokens = vec![1, 2, 3];
     match request.prompt {
         Prompt::Opaque(opaque) => panic!("expected tokens, found {opaque:?}"),
@@ -159,13 +159,13 @@ fn truncation_keeps_the_side_the_engine_keeps() {
         (json!({"truncation_side": "right"}), &[1, 2, 3]),
     ] {
         fields["prompt"] = json!([1, 2, 3]);
-        assert_eq!(cut(completion(&fields)), expected, "{fields}");
+        assert_eq!(cut(&completion(&fields)), expected, "{fields}");
         fields["prompt"] = json!("a text");
         fields["add_special_tokens"] = json!(false);
-        assert_eq!(cut(completion(&fields)), expected, "{fields}");
+        assert_eq!(cut(&completion(&fields)), expected, "{fields}");
         fields.as_object_mut().expect("an object").remove("add_special_tokens");
         fields["messages"] = json!([]);
-        assert_eq!(cut(chat(&fields)), expected, "{fields}");
+        assert_eq!(cut(&chat(&fields)), expected, "{fields}");
     }
 }
 
@@ -180,12 +180,12 @@ fn a_text_that_the_tokenizer_itself_cuts_is_not_asked_for() {
         }
         for side in ["left", "right"] {
             body["truncation_side"] = json!(side);
-            assert_eq!(cut(completion(&body)).len(), 2, "of a side that is named the engine cuts the list");
-            assert_eq!(cut(chat(&body)).len(), 2);
+            assert_eq!(cut(&completion(&body)).len(), 2, "of a side that is named the engine cuts the list");
+            assert_eq!(cut(&chat(&body)).len(), 2);
         }
     }
     // The client's own list has no special tokens to keep.
-    assert_eq!(cut(completion(&json!({"prompt": [1, 2, 3], "truncate_prompt_tokens": 1}))), [3]);
+    assert_eq!(cut(&completion(&json!({"prompt": [1, 2, 3], "truncate_prompt_tokens": 1}))), [3]);
 }
 
 #[test]
