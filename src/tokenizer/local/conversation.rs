@@ -33,8 +33,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
 use tokenizers::{AddedToken, Tokenizer};
 use xxhash_rust::xxh3::Xxh3Builder;
 
@@ -42,6 +42,8 @@ use xxhash_rust::xxh3::Xxh3Builder;
 const AUDIT_EVERY: u64 = 1_000;
 /// Bytes of tokens that are kept for one model: some 4 million tokens.
 const CAPACITY: u64 = 32 << 20;
+/// Parts of the cache with a lock each. A part takes no entry that is larger than it, and a first message may be long.
+const SHARDS: usize = 4;
 /// What an entry costs besides its tokens.
 const ENTRY_OVERHEAD: u64 = 128;
 /// Bytes of text between two entries, so that a short message does not cost more to keep than to tokenize again.
@@ -57,6 +59,18 @@ struct ByBytes;
 impl Weighter<Key, Arc<[u32]>> for ByBytes {
     fn weight(&self, _: &Key, tokens: &Arc<[u32]>) -> u64 {
         ENTRY_OVERHEAD + 4 * tokens.len() as u64
+    }
+}
+
+type Parts = Cache<Key, Arc<[u32]>, ByBytes, RandomState>;
+
+fn parts(capacity: u64) -> Parts {
+    let items = usize::try_from(capacity / 1024).unwrap_or(usize::MAX);
+    let mut options = OptionsBuilder::new();
+    options.estimated_items_capacity(items).weight_capacity(capacity).shards(SHARDS);
+    match options.build() {
+        Ok(options) => Cache::with_options(options, ByBytes, RandomState::new(), Default::default()),
+        Err(_) => Cache::with(items, capacity, ByBytes, RandomState::new(), Default::default()),
     }
 }
 
@@ -82,7 +96,7 @@ pub struct ConversationStatus {
 /// Tokenizes texts and keeps their parts.
 pub(super) struct Conversations {
     boundaries: Boundaries,
-    parts: Cache<Key, Arc<[u32]>, ByBytes, RandomState>,
+    parts: Parts,
     secret: [u8; SECRET],
     is_disabled: AtomicBool,
     hits: AtomicU64,
@@ -104,7 +118,7 @@ impl Conversations {
         let boundaries = Boundaries::of(tokenizer)?;
         boundaries.hold(tokenizer).then(|| Self {
             boundaries,
-            parts: Cache::with(CAPACITY as usize / 1024, CAPACITY, ByBytes, RandomState::new(), Default::default()),
+            parts: parts(CAPACITY),
             secret: secret(),
             is_disabled: AtomicBool::new(false),
             hits: AtomicU64::new(0),
@@ -117,7 +131,7 @@ impl Conversations {
     pub(super) fn status(&self) -> ConversationStatus {
         ConversationStatus {
             is_possible: true,
-            is_disabled: self.is_disabled.load(Relaxed),
+            is_disabled: self.is_disabled(),
             hits: self.hits.load(Relaxed),
             misses: self.misses.load(Relaxed),
             reused_tokens: self.reused_tokens.load(Relaxed),
@@ -126,9 +140,14 @@ impl Conversations {
         }
     }
 
+    /// Whether an audit found a difference.
+    pub(super) fn is_disabled(&self) -> bool {
+        self.is_disabled.load(Relaxed)
+    }
+
     /// The tokens of `text`.
     pub(super) fn tokenize(&self, tokenizer: &Tokenizer, text: &str) -> tokenizers::Result<Tokenized> {
-        if self.is_disabled.load(Relaxed) {
+        if self.is_disabled() {
             return Ok(Tokenized { ids: whole(tokenizer, text)?, reused: 0 });
         }
         let cuts = self.boundaries.cuts(text, &self.secret);
@@ -222,7 +241,7 @@ impl Conversations {
     }
 
     pub(super) fn set_capacity(&mut self, bytes: u64) {
-        self.parts = Cache::with(100, bytes, ByBytes, RandomState::new(), Default::default());
+        self.parts = parts(bytes);
     }
 }
 
@@ -292,9 +311,11 @@ impl Boundaries {
         added.retain(|(_, token)| !token.normalized);
         added.sort_by_key(|(id, _)| *id);
         let unknown = whole(tokenizer, UNKNOWN).ok()?;
-        let is_boundary =
-            |id: u32, token: &AddedToken| keeps_to_itself(token) && !goes_on(token, &added) && !unknown.contains(&id);
-        let ids: Vec<Option<u32>> = added.iter().map(|(id, token)| is_boundary(*id, token).then_some(*id)).collect();
+        let goes_on = going_on(&added)?;
+        let is_boundary = |id: u32, token: &AddedToken| keeps_to_itself(token) && !unknown.contains(&id);
+        let candidates = added.iter().zip(goes_on);
+        let ids: Vec<Option<u32>> =
+            candidates.map(|((id, token), goes_on)| (!goes_on && is_boundary(*id, token)).then_some(*id)).collect();
         let mut sorted: Vec<u32> = ids.iter().flatten().copied().collect();
         sorted.sort_unstable();
         let texts: Vec<String> = added
@@ -350,7 +371,8 @@ const UNKNOWN: &str = "\u{e000} \u{378} \u{10fffd}";
 /// Special tokens that are tried when a tokenizer is loaded. Models with more have them as placeholders.
 const MAX_CHECKED: usize = 64;
 
-/// What stands around boundaries in the self-check. Their number is odd, so that three in a row are always others.
+/// What stands around boundaries in the self-check. Their number is no multiple of three, so that
+/// those three that are taken at a time are always others.
 const SAMPLES: [&str; 11] = [
     "",
     "user\nHello, world! It's 12345 o'clock.",
@@ -385,10 +407,42 @@ fn keeps_to_itself(token: &AddedToken) -> bool {
         && !token.content.is_empty()
 }
 
-/// Whether another token has this one in it and goes on after it.
-fn goes_on(token: &AddedToken, added: &[(u32, AddedToken)]) -> bool {
-    added.iter().any(|(_, other)| {
-        let mut ends = other.content.match_indices(&token.content).map(|(at, text)| at + text.len());
-        other.content != token.content && ends.any(|end| end < other.content.len())
-    })
+/// For each token, whether another one has it in it and goes on after it. One pass over all of them, since some models have
+/// thousands.
+fn going_on(added: &[(u32, AddedToken)]) -> Option<Vec<bool>> {
+    let contents = added.iter().map(|(_, token)| token.content.as_bytes());
+    let scan = AhoCorasick::builder().match_kind(MatchKind::Standard).build(contents).ok()?;
+    let mut goes_on = vec![false; added.len()];
+    for (_, other) in added {
+        for found in scan.find_overlapping_iter(&other.content) {
+            if found.end() < other.content.len() {
+                goes_on[found.pattern().as_usize()] = true;
+            }
+        }
+    }
+    Some(goes_on)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_million_tokens_is_kept() {
+        let parts = parts(CAPACITY);
+        parts.insert(1, vec![0; 1_500_000].into());
+        assert!(parts.get(&1).is_some() && parts.num_shards() <= SHARDS, "{}", parts.num_shards());
+    }
+
+    #[test]
+    fn a_token_goes_on_where_another_one_has_it_before_its_end() {
+        let added: Vec<(u32, AddedToken)> =
+            (0..).zip(["<a>", "<a><b>", "<b>", "b", "<a"].map(|text| AddedToken::from(text, true))).collect();
+        assert_eq!(going_on(&added), Some(vec![true, false, false, true, true]));
+    }
+
+    #[test]
+    fn three_samples_in_a_row_are_always_others() {
+        assert!(!SAMPLES.len().is_multiple_of(3));
+    }
 }

@@ -161,6 +161,13 @@ fn write_text(out: &mut String, text: &str, ensure_ascii: bool) {
     out.push('"');
 }
 
+/// `float.__repr__` of a finite number.
+pub(super) fn float(number: f64) -> String {
+    let mut out = String::new();
+    write_float(&mut out, number);
+    out
+}
+
 /// `float.__repr__`: the shortest digits that read back as the same number, with an exponent below 1e-4 and from 1e16 on.
 fn write_float(out: &mut String, number: f64) {
     if !number.is_finite() {

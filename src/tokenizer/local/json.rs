@@ -171,10 +171,14 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
+/// Longest text that is read number by number, which takes as many passes as there are levels of nesting.
+const MAX_EXACT: usize = 256 << 10;
+
 /// Reads a text. Only where a number may have lost digits, it is read again, slower, with an eye on how each number is written.
+/// In a long text such a number stays [`Json::Big`], which no template can use.
 pub(super) fn read(text: &str) -> serde_json::Result<Json> {
     let json: Json = serde_json::from_str(text)?;
-    if json.has_big() { exact(serde_json::from_str(text)?) } else { Ok(json) }
+    if json.has_big() && text.len() <= MAX_EXACT { exact(serde_json::from_str(text)?) } else { Ok(json) }
 }
 
 /// Reads every number by its text: with a point or an exponent it is a float for Python, otherwise an integer of any length.
@@ -237,6 +241,17 @@ mod tests {
         let names: Vec<&str> = object.0.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, (0..40).map(|key| format!("k{key}")).collect::<Vec<_>>());
         assert_eq!((object.get("k3"), object.get("k30")), (Some(&Json::Uint(40)), Some(&Json::Uint(41))));
+    }
+
+    #[test]
+    fn long_texts_are_read_once() {
+        let padded = |n: usize| format!("{{\"pad\":\"{}\",\"n\":1e22}}", "x".repeat(n));
+        let number = |text: &str| match read(text) {
+            Ok(Json::Object(object)) => object.get("n").cloned(),
+            _ => None,
+        };
+        assert_eq!(number(&padded(10)), Some(Json::Float(1e22)));
+        assert_eq!(number(&padded(MAX_EXACT)), Some(Json::Big));
     }
 
     #[test]

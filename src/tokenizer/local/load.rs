@@ -10,7 +10,7 @@
 //! Some tokenizer classes of transformers build their own normalizer and pre-tokenizer and take only the vocabulary from the
 //! file. Whether that comes to the same is for the comparison with the engine to say.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -210,10 +210,10 @@ impl SpecialTokens {
                 added(directory, &fields)?
             }
         };
-        let known = |token: AddedToken| {
-            let same = listed.iter().find(|listed| listed.content == token.content).cloned();
-            same.unwrap_or_else(|| in_vocabulary(tokenizer, &token).unwrap_or(token))
-        };
+        // Listed tokens come later, and win.
+        let mut by_content = by_content(tokenizer);
+        by_content.extend(listed.iter().rev().map(|token| (token.content.clone(), token.clone())));
+        let known = |token: AddedToken| by_content.get(&token.content).cloned().unwrap_or(token);
         let mut named = Vec::new();
         if let Some(padding) = padding_token(file)?.filter(|_| fields.get("pad_token").is_none()) {
             fields.push("pad_token", Json::Str(padding));
@@ -254,13 +254,14 @@ impl SpecialTokens {
     /// What transformers adds to the tokenizer: the listed tokens that it knows in another way or not at all, and the special
     /// ones that it does not know as added tokens.
     fn missing(&self, tokenizer: &Tokenizer) -> Vec<AddedToken> {
-        let added: Vec<AddedToken> = tokenizer.get_added_tokens_decoder().into_values().collect();
+        let added = by_content(tokenizer);
         let special: HashSet<&str> = self.named.iter().map(|(_, token)| token.content.as_str()).collect();
-        let mut missing: Vec<AddedToken> = self.listed.iter().filter(|token| !added.contains(token)).cloned().collect();
+        let is_same = |token: &&AddedToken| added.get(&token.content) == Some(*token);
+        let mut missing: Vec<AddedToken> = self.listed.iter().filter(|token| !is_same(token)).cloned().collect();
+        let mut seen: HashSet<String> = missing.iter().map(|token| token.content.clone()).collect();
         let named = self.named.iter().map(|(_, token)| token);
         for token in named.chain(&self.extra) {
-            let is_known = |known: &AddedToken| known.content == token.content;
-            if !added.iter().any(is_known) && !missing.iter().any(is_known) {
+            if !added.contains_key(&token.content) && seen.insert(token.content.clone()) {
                 missing.push(token.clone());
             }
         }
@@ -275,9 +276,10 @@ fn field(path: &Path, name: &str, expected: &'static str) -> LoadError {
     LoadError::Field { path: path.to_owned(), field: name.to_owned(), expected }
 }
 
-/// How the tokenizer itself knows a token.
-fn in_vocabulary(tokenizer: &Tokenizer, token: &AddedToken) -> Option<AddedToken> {
-    tokenizer.get_added_tokens_decoder().into_values().find(|known| known.content == token.content)
+/// How the tokenizer itself knows its added tokens, by their texts.
+fn by_content(tokenizer: &Tokenizer) -> HashMap<String, AddedToken> {
+    let added = tokenizer.get_added_tokens_decoder().into_values();
+    added.map(|token| (token.content.clone(), token)).collect()
 }
 
 /// A token as text, or as an object whose flags Python fills with its defaults; a named one is special.

@@ -16,9 +16,11 @@
 mod clock;
 mod conversation;
 mod dumps;
+mod exact;
 mod json;
 mod load;
 mod messages;
+mod python;
 mod request;
 mod syntax;
 mod template;
@@ -171,6 +173,12 @@ impl LocalTokenizer {
     pub fn status(&self) -> LocalStatus {
         let conversations = self.conversations.as_ref().map(Conversations::status).unwrap_or_default();
         LocalStatus { conversations }
+    }
+
+    /// Whether an audit found reused tokens that are not those of the whole text. What was answered before may be wrong too, so
+    /// whoever keeps answers forgets them. As cheap as reading a flag.
+    pub fn is_doubted(&self) -> bool {
+        self.conversations.as_ref().is_some_and(Conversations::is_disabled)
     }
 
     /// Why chats with or without tools cannot be rendered, if so: for the log when the tokenizer is loaded. The reason is about

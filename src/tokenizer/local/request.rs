@@ -37,7 +37,6 @@ impl Ask {
             (Some(Json::Str(prompt)), None) => {
                 Ok(Self::Text { prompt, add_special_tokens: flag(&body, "add_special_tokens", true)? })
             }
-            (None, Some(Json::List(_))) if has_separators(text) => Err(Unsupported::Body("control characters")),
             (None, Some(Json::List(messages))) => Ok(Self::Chat(Chat::read(messages, body)?)),
             _ => Err(Unsupported::Body("prompt or messages")),
         }
@@ -82,12 +81,6 @@ impl Chat {
             continue_final_message: self.continue_final_message,
         })
     }
-}
-
-/// Whether U+001C to U+001F occur, which JSON has only as escapes: spaces for Python's `strip`, and none for Rust's `trim`.
-fn has_separators(body: &str) -> bool {
-    let digits = body.match_indices("\\u001").map(|(at, escape)| body.as_bytes().get(at + escape.len()));
-    digits.into_iter().any(|digit| matches!(digit, Some(b'c'..=b'f' | b'C'..=b'F')))
 }
 
 /// Whether an argument survives the engine's merge with its defaults (`renderers/params.py`, `merge_kwargs`). The two switches

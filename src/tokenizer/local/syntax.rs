@@ -23,6 +23,10 @@ pub(super) struct Nodes<'t> {
     calls: Vec<(&'t Expr<'t>, &'t [CallArg<'t>])>,
     /// Attributes that are read and not called.
     attributes: BTreeSet<&'t str>,
+    /// Every expression, but for the names of called methods.
+    exprs: Vec<&'t Expr<'t>>,
+    /// Whether `autoescape` is switched.
+    escapes: bool,
 }
 
 impl<'t> Nodes<'t> {
@@ -36,6 +40,26 @@ impl<'t> Nodes<'t> {
     /// Whether a method of `dict` is read as if it were a key.
     pub(super) fn reads_a_method(&self) -> bool {
         DICT_METHODS.iter().any(|method| self.attributes.contains(method))
+    }
+
+    /// Every expression, but for the names of called methods.
+    pub(super) fn all_exprs(&self) -> &[&'t Expr<'t>] {
+        &self.exprs
+    }
+
+    /// What is called.
+    pub(super) fn callees(&self) -> impl Iterator<Item = &'t Expr<'t>> {
+        self.calls.iter().map(|(callee, _)| *callee)
+    }
+
+    /// Whether the template declares this macro.
+    pub(super) fn has_macro(&self, name: &str) -> bool {
+        self.macros.iter().any(|declared| declared.name == name)
+    }
+
+    /// Whether escaping is switched on or off.
+    pub(super) fn escapes(&self) -> bool {
+        self.escapes
     }
 
     /// How content reaches the template.
@@ -133,7 +157,10 @@ impl<'t> Nodes<'t> {
                 self.exprs([&node.target].into_iter().chain(&node.filter));
                 self.stmts(&node.body, inside);
             }
-            Stmt::AutoEscape(node) => self.stmts(&node.body, inside),
+            Stmt::AutoEscape(node) => {
+                self.escapes = true;
+                self.stmts(&node.body, inside);
+            }
             Stmt::FilterBlock(node) => {
                 self.expr(&node.filter);
                 self.stmts(&node.body, inside);
@@ -183,6 +210,7 @@ impl<'t> Nodes<'t> {
     }
 
     fn expr(&mut self, expr: &'t Expr<'t>) {
+        self.exprs.push(expr);
         match expr {
             Expr::Var(_) | Expr::Const(_) => {}
             Expr::Slice(node) => {

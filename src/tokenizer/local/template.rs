@@ -6,25 +6,33 @@
 //! `llm-tokenizer` 1.10.0 brings 249 crates and a client of the hub. What transformers adds to Jinja2 is here and in
 //! [`super::dumps`]: `tojson`, `raise_exception`, `strftime_now`, `{% generation %}`, and a message's open end.
 //!
-//! Where minijinja is known to differ from Jinja2 in what it prints, the template or the request is [`Unsupported`]: a method of
-//! `dict` that is read as a key, an object or a list that is printed without `tojson`, and control characters that Python
-//! strips and Rust does not.
+//! Where minijinja may differ from Jinja2 in what it prints, the template or the request is [`Unsupported`]: [`super::exact`] says
+//! which templates are rendered at all, and [`super::python`] has the filters and methods that replace minijinja's. A method of
+//! `dict` that is read as a key is refused, as is an object or a list that becomes text without `tojson`, and control
+//! characters that Python strips and Rust does not.
 
 use std::borrow::Cow;
+use std::io;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, machinery};
 
 use super::Unsupported;
-use super::dumps;
 use super::json::{Json, Object};
 use super::messages::ContentFormat;
 use super::syntax::Nodes;
+use super::{dumps, exact, python};
 
-/// Instructions that one rendering may take: about a second. A conversation of 10,000 messages takes a tenth of it.
+/// Instructions that one rendering may take: about a second if they copy little, which [`MAX_COPIED`] is for. A conversation of
+/// 10,000 messages takes a tenth of it.
 const FUEL: u64 = 20_000_000;
+/// Bytes that a template may copy which adds to a text in a loop over everything: items times bytes of text. A prompt of 1 MiB may
+/// have 8,192 items, one of 8 MiB 1,024.
+const MAX_COPIED: u64 = 8 << 30;
+/// Text that a template may write besides four times what it is given.
+const MAX_OWN_TEXT: usize = 1 << 20;
 /// Nested calls of macros. Templates recurse over the types of a tool's parameters.
 const RECURSION_LIMIT: usize = 100;
 /// What stands for the end of a message that is to be continued, while the template runs (transformers).
@@ -77,9 +85,14 @@ impl ChatTemplate {
         if nodes.reads_a_method() {
             return Err(Error::new(ErrorKind::InvalidOperation, "a method of dict is read as if it were a key"));
         }
+        exact::check(&nodes)?;
         let format = nodes.content_format();
+        let (guarded, n_guards) = exact::guard(&plain, &nodes)?;
+        if !exact::is_guarded(&Nodes::of(&machinery::parse(&guarded, NAME, syntax()?)?), n_guards) {
+            return Err(Error::new(ErrorKind::InvalidOperation, "an operand of ~ cannot be guarded"));
+        }
         let mut environment = environment()?;
-        environment.add_template_owned(NAME, plain.clone().into_owned())?;
+        environment.add_template_owned(NAME, guarded)?;
         Ok(Self { environment, source: source.to_owned(), format })
     }
 
@@ -98,7 +111,12 @@ impl ChatTemplate {
         check_arguments(&input.arguments)?;
         let end = if input.continue_final_message { Some(self.open_end(&mut input.messages)?) } else { None };
         let template = self.environment.get_template(NAME).map_err(|error| Unsupported::template(&error))?;
-        let text = template.render(context(input, special_tokens)).map_err(|error| Unsupported::template(&error))?;
+        let extent = Extent::of(&input)?;
+        let mut out = Capped { text: Vec::new(), left: MAX_OWN_TEXT.saturating_add(extent.n_bytes.saturating_mul(4)) };
+        template
+            .render_captured_to(context(input, special_tokens), &mut out)
+            .map_err(|error| Unsupported::template(&error))?;
+        let text = String::from_utf8(out.text).map_err(|_| Unsupported::Template("failed"))?;
         match end {
             None => Ok(text),
             Some(message) => cut_open_end(text, &message).ok_or(Unsupported::Template("open end")),
@@ -129,6 +147,73 @@ impl ChatTemplate {
     }
 }
 
+/// How much a template is given.
+#[derive(Default)]
+struct Extent {
+    /// Bytes of text.
+    n_bytes: usize,
+    /// What loops may go over: items of lists, and fields of objects other than messages.
+    n_items: usize,
+}
+
+impl Extent {
+    /// Refuses what may take long, and control characters that Python strips as spaces and Rust does not.
+    fn of(input: &Input) -> Result<Self, Unsupported> {
+        let mut extent = Self { n_bytes: 0, n_items: input.messages.len() };
+        let fields = input.messages.iter().flat_map(|message| &message.0).chain(&input.arguments);
+        let is_clean = fields.map(|(name, value)| extent.add_text(name) & extent.add(value)).fold(true, |a, b| a & b);
+        let are_tools_clean = input.tools.iter().flatten().map(|tool| extent.add_item(tool)).fold(true, |a, b| a & b);
+        if !is_clean || !are_tools_clean {
+            return Err(Unsupported::Body("control characters"));
+        }
+        if (extent.n_items as u64).saturating_mul(extent.n_bytes as u64) > MAX_COPIED {
+            return Err(Unsupported::TooLong);
+        }
+        Ok(extent)
+    }
+
+    fn add_item(&mut self, item: &Json) -> bool {
+        self.n_items += 1;
+        self.add(item)
+    }
+
+    /// Whether the value has none of U+001C to U+001F.
+    fn add(&mut self, value: &Json) -> bool {
+        match value {
+            Json::Str(text) => self.add_text(text),
+            Json::List(items) => items.iter().map(|item| self.add_item(item)).fold(true, |a, b| a & b),
+            Json::Object(object) => {
+                let fields = object.0.iter();
+                fields.map(|(name, value)| self.add_text(name) & self.add_item(value)).fold(true, |a, b| a & b)
+            }
+            _ => true,
+        }
+    }
+
+    fn add_text(&mut self, text: &str) -> bool {
+        self.n_bytes += text.len();
+        !text.bytes().any(|byte| matches!(byte, 0x1c..=0x1f))
+    }
+}
+
+/// What a template writes, up to a limit.
+struct Capped {
+    text: Vec<u8>,
+    left: usize,
+}
+
+impl io::Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self.left.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The only template of an environment.
 const NAME: &str = "chat";
 
@@ -140,7 +225,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(syntax()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    python::install(&mut environment);
     environment.set_formatter(print);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_LIMIT);
@@ -157,17 +242,13 @@ fn environment() -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// Prints what Python and minijinja print alike: everything but lists, objects and the like, and floats with an exponent.
-fn print(output: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    let is_alike = match value.kind() {
-        ValueKind::Undefined | ValueKind::None | ValueKind::Bool | ValueKind::String => true,
-        ValueKind::Number => value.is_integer(),
-        _ => false,
-    };
-    if !is_alike {
-        return Err(Error::new(ErrorKind::InvalidOperation, "Python would print this value in another way"));
+/// Prints text, integers and the like as Python does, and refuses lists and objects.
+fn print(output: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match value.as_str() {
+        Some(text) => output.write_str(text)?,
+        None => output.write_str(&python::text(value)?)?,
     }
-    minijinja::escape_formatter(output, state, value)
+    Ok(())
 }
 
 /// Arguments that transformers takes for itself, and what would replace a part of the template language.
@@ -226,7 +307,8 @@ fn cut_open_end(mut text: String, message: &str) -> Option<String> {
     Some(text)
 }
 
-/// `{% generation %}` blocks mark what the assistant wrote and print what is in them: they become a condition that holds.
+/// `{% generation %}` blocks mark what the assistant wrote and print what is in them: they become a block
+/// with variables of its own.
 fn without_generation_tags(source: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let mut copied = 0;
@@ -236,8 +318,8 @@ fn without_generation_tags(source: &str) -> Cow<'_, str> {
         let inner = &source[open + 2..close];
         let word = inner.trim_matches(['-', '+']).trim();
         let replaced = match word {
-            "generation" => Some("if true"),
-            "endgeneration" => Some("endif"),
+            "generation" => Some("with"),
+            "endgeneration" => Some("endwith"),
             _ => None,
         };
         if let Some(statement) = replaced {

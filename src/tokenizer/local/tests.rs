@@ -17,6 +17,7 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::template::ChatTemplate;
 use super::*;
 
 const TEXT: &str = "the quick brown fox jumps over the lazy dog; it's 42 o'clock and the router asks the engine for tokens. \
@@ -235,11 +236,13 @@ fn a_wrong_part_is_found_by_an_audit_and_ends_all_reuse() {
     let body = json!({"messages": ([turn(0), turn(1)].concat())});
     let expected = whole(&tokenizer, &body);
     assert_eq!(tokenizer.tokenize(&ask(&body)).expect("tokenized").ids, expected);
+    assert!(!tokenizer.is_doubted());
     tokenizer.conversations.as_ref().expect("possible").spoil();
 
     assert_eq!(tokenizer.tokenize(&ask(&body)).expect("tokenized"), LocalTokens { ids: expected.clone(), reused: 0 });
     let status = tokenizer.status().conversations;
     assert_eq!((status.is_disabled, status.audits, status.bytes), (true, 1, 0));
+    assert!(tokenizer.is_doubted());
     assert_eq!(tokenizer.tokenize(&ask(&body)).expect("tokenized"), LocalTokens { ids: expected, reused: 0 });
 }
 
@@ -429,6 +432,109 @@ fn what_is_not_known_exactly_is_left_to_the_engine() {
         assert!(tokenizer.tokenize(&ask(&body)).is_err(), "{body}");
     }
     assert!(tokenizer.tokenize(&ask(&plain)).is_ok());
+}
+
+/// What Jinja2 3.1 in Python 3.11 prints for an argument `x` of a template; none where it fails or where that is not followed.
+#[test]
+fn values_of_clients_become_the_text_that_python_makes_of_them() {
+    let tilde = "{{ 'a' ~ x }}";
+    let string = "{{ x | string }}";
+    let join = "{{ [x, 1] | join('/') }}";
+    let sequence = "{{ x is sequence }} {{ x is iterable }}";
+    for (template, x, expected) in [
+        (tilde, json!(1e-5), Some("a1e-05")),
+        (tilde, json!(1e22), Some("a1e+22")),
+        (tilde, json!(0.5), Some("a0.5")),
+        (tilde, json!(true), Some("aTrue")),
+        (tilde, json!([1]), None),
+        (tilde, json!({"a": 1}), None),
+        ("{{ x.y ~ x['z'] ~ (x.y if x.z else x.q) }}", json!({"y": 1e16, "z": "b"}), Some("1e+16b1e+16")),
+        ("{{ 'a' ~ (x.y + 1) }}", json!({"y": [1]}), None),
+        ("{{ 'a' ~ (x or 'é') ~ 'b' }}", json!([1]), None),
+        ("{{ ('é' ~ x)|length ~ x|list }}", json!("b"), None),
+        (string, json!(1e22), Some("1e+22")),
+        (string, json!(-0.0001), Some("-0.0001")),
+        (string, json!({"a": 1}), None),
+        (string, json!([]), None),
+        (join, json!(1e-5), Some("1e-05/1")),
+        (join, json!({"a": 1}), None),
+        ("{{ '/'.join([x]) }}", json!("b"), Some("b")),
+        ("{{ '/'.join([x]) }}", json!(1), None),
+        ("{{ '{}'.format(x) }}", json!(1), None),
+        ("{{ x }}", json!(1e22), Some("1e+22")),
+        ("{{ x }}", json!([1]), None),
+        (sequence, json!("b"), Some("True True")),
+        (sequence, json!({"a": 1}), Some("True True")),
+        (sequence, json!(1), Some("False False")),
+        ("{{ x | e }}", json!("<"), None),
+        ("{{ x | upper }}", json!("aß"), None),
+        ("{{ x | upper }}", json!("ab"), Some("AB")),
+        ("{{ x.title() }}", json!("it's"), Some("It'S")),
+        ("{{ x.isdigit() }}", json!("²"), None),
+        ("{{ x.isdigit() }}", json!("42"), Some("True")),
+        ("{{ x.splitlines() | length }}", json!("a\rb"), None),
+        ("{{ x.splitlines() | length }}", json!("a\nb"), Some("2")),
+        ("{{ x | indent }}", json!("a"), None),
+        ("{{ x | default('b', boolean=false) }}", json!(""), Some("")),
+        ("{{ x | tojson | safe if x is mapping else x | string }}", json!({"a": 1e22}), Some("{\"a\": 1e+22}")),
+        ("{{ '<' + (x | safe) }}", json!("b"), None),
+        ("{{ '<' + x }}{{ x | safe }}", json!("b"), Some("<bb")),
+        ("{% generation %}{% set x = 'c' %}{{ x }}{% endgeneration %}{{ x }}", json!("b"), Some("cb")),
+        ("{{ x | trim }}", json!("\u{1f}b"), None),
+    ] {
+        let body = json!({"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": {"x": x}});
+        let template = ChatTemplate::new(template).map_err(|error| error.to_string()).and_then(|template| {
+            let Ok(Ask::Chat(chat)) = Ask::read(body.to_string().as_bytes()) else { panic!("a chat") };
+            let input = chat.into_input(template.format(), false).map_err(|error| error.to_string())?;
+            template.render(input, &[]).map_err(|error| error.to_string())
+        });
+        assert_eq!(template.as_deref().ok(), expected, "{body}: {template:?}");
+    }
+}
+
+#[test]
+fn characters_that_python_strips_are_found_wherever_they_come_from() {
+    let tokenizer = load(Family::ByteLevelBpe, QWEN);
+    let user = "{\"role\": \"user\", \"content\": \"Hi\"}";
+    let call = |arguments: &str| {
+        format!(
+            "{{\"messages\": [{user}, {{\"role\": \"assistant\", \"content\": \"x\", \"tool_calls\": [{{\"id\": \"c\", \
+             \"type\": \"function\", \"function\": {{\"name\": \"f\", \"arguments\": \"{arguments}\"}}}}]}}]}}"
+        )
+    };
+    let is_answered = |body: String| {
+        let question = Question { api: TokensApi::Tokenize, body: body.into_bytes() };
+        tokenizer.tokenize(&question).is_ok()
+    };
+    for escape in ["\\\\u001c", "\\u005cu001c", "\\u005cu001F"] {
+        assert!(!is_answered(call(&format!("{{\\\"a\\\": \\\"{escape}\\\"}}"))), "{escape}");
+    }
+    for field in [
+        "\"chat_template_kwargs\": {\"x\": \"\\u001d\"}",
+        "\"tools\": [{\"function\": {\"name\": \"f\", \"parameters\": {\"\\u001E\": 1}}}]",
+        "\"add_generation_prompt\": false, \"continue_final_message\": true, \"tools\": [{\"function\": {\"name\": \"\\u001f\"}}]",
+    ] {
+        assert!(!is_answered(format!("{{\"messages\": [{user}], {field}}}")), "{field}");
+    }
+    assert!(is_answered(call("{\\\"a\\\": \\\"b\\\"}")));
+    assert!(is_answered(format!("{{\"messages\": [{user}]}}")));
+}
+
+#[test]
+fn a_rendering_is_bounded_by_what_it_is_given() {
+    let tokenizer = load(Family::ByteLevelBpe, CHATML);
+    let message = |content: &str| json!({"role": "user", "content": content});
+    let many = json!({"messages": vec![message(&"x".repeat(1_000)); 4_000]});
+    assert_eq!(text(&tokenizer, &many), Err(Unsupported::TooLong));
+    let few = json!({"messages": vec![message(&"x".repeat(100_000)); 40]});
+    assert!(text(&tokenizer, &few).is_ok());
+
+    let tokenizer = load(
+        Family::ByteLevelBpe,
+        "{% for i in range(99) %}{% for m in messages %}{{ m.content }}{% endfor %}{% endfor %}",
+    );
+    assert_eq!(text(&tokenizer, &few), Err(Unsupported::Template("failed")));
+    assert!(text(&tokenizer, &json!({"messages": [message("x")]})).is_ok());
 }
 
 #[test]
