@@ -50,8 +50,11 @@ pub(super) struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// None: there is something in the first block that we cannot compute.
+    /// None: the event does not begin a prompt, or there is something in the first block that we cannot compute.
     pub(super) fn of(stored: &'a BlockStored<'a>, settings: &'a ModelSettings) -> Option<Self> {
+        if stored.parent.is_some() {
+            return None;
+        }
         let adapter = match stored.lora_name {
             Some(name) => Some(Adapter::of(name, settings)?),
             None => None,
@@ -68,6 +71,13 @@ impl<'a> Chain<'a> {
             None => vec![ShownKeys::default(); stored.block_hashes.len()],
         };
         (!blocks.is_empty()).then_some(Self { stored, settings, adapter, blocks })
+    }
+
+    /// Whether the event tells the tokens of all its blocks.
+    pub(super) fn is_whole(&self) -> bool {
+        let BlockStored { block_hashes, block_size, token_ids, .. } = self.stored;
+        let n_tokens = block_hashes.len().checked_mul(*block_size as usize);
+        *block_size > 0 && n_tokens == Some(token_ids.len())
     }
 
     /// Number of blocks that can be computed, at least one.

@@ -71,8 +71,11 @@ impl Generation {
         if !self.has_block_size(stored.block_size, shared) {
             return false;
         }
-        self.learn(stored, shared);
-        let place = self.place_of(stored, &hashes, shared);
+        let place = {
+            let chain = Chain::of(stored, &shared.settings);
+            self.learn(stored, chain.as_ref(), shared);
+            self.place_of(stored, chain.as_ref(), &hashes, shared)
+        };
         let contents = match (&place, self.block_size) {
             (Place::Own(_) | Place::Unknown(_), Some(block_size)) => {
                 contents(stored, block_size, &mut shared.own_hasher)
@@ -177,10 +180,10 @@ impl Generation {
     }
 
     /// Learns what the event says about the publisher.
-    fn learn(&mut self, stored: &BlockStored<'_>, shared: &Shared) {
+    fn learn(&mut self, stored: &BlockStored<'_>, chain: Option<&Chain<'_>>, shared: &Shared) {
         self.shows_extra_keys |= stored.extra_keys.is_some();
-        if let Some(hasher) = &shared.hasher {
-            let findings = self.proof.examine(stored, hasher, &shared.settings);
+        if let (Some(hasher), Some(chain)) = (&shared.hasher, chain) {
+            let findings = self.proof.examine(chain, hasher);
             findings.iter().for_each(|finding| report(&shared.name, finding));
         }
         if let Some(engine) = &mut self.engine {
@@ -199,10 +202,15 @@ impl Generation {
         KeyKinds::PLAIN | KeyKinds::ADAPTERS | shown
     }
 
-    fn place_of(&self, stored: &BlockStored<'_>, hashes: &[BlockHash], shared: &Shared) -> Place {
+    fn place_of(
+        &self,
+        stored: &BlockStored<'_>,
+        chain: Option<&Chain<'_>>,
+        hashes: &[BlockHash],
+        shared: &Shared,
+    ) -> Place {
         let own_key = |hash| self.own.as_ref().and_then(|own| own.key_of(hash));
         let Some(parent) = stored.parent.map(|parent| parent.low64()) else {
-            let chain = Chain::of(stored, &shared.settings);
             let is_proved = chain.is_some_and(|chain| self.proof.proved.contains(chain.required()));
             // A chain stays together, also when it is proved later.
             let is_in_own = hashes.first().is_some_and(|hash| own_key(*hash).is_some());

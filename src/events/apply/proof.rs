@@ -20,11 +20,9 @@
 
 use std::fmt;
 
-use crate::events::wire::BlockStored;
 use crate::routing::hash::{BlockHasher, HashAlgorithm};
 use crate::routing::index::KeyKinds;
 
-use super::ModelSettings;
 use super::chain::{Chain, Form};
 
 /// Once the question is settled, one chain in so many is still checked.
@@ -89,15 +87,11 @@ fn shown(seed: Option<&str>) -> String {
 
 impl Proof {
     /// Looks at a chain and updates what is known.
-    pub(super) fn examine(
-        &mut self,
-        stored: &BlockStored<'_>,
-        hasher: &BlockHasher,
-        settings: &ModelSettings,
-    ) -> Vec<Finding> {
-        let chain = if is_whole(stored) { Chain::of(stored, settings) } else { None };
-        let Some(chain) = chain else { return Vec::new() };
-        let Some(n_blocks) = self.usable(&chain).filter(|n_blocks| self.is_wanted(chain.shows(*n_blocks))) else {
+    pub(super) fn examine(&mut self, chain: &Chain<'_>, hasher: &BlockHasher) -> Vec<Finding> {
+        if !chain.is_whole() {
+            return Vec::new();
+        }
+        let Some(n_blocks) = self.usable(chain).filter(|n_blocks| self.is_wanted(chain.shows(*n_blocks))) else {
             return Vec::new();
         };
         let n_equal = chain.n_equal(n_blocks, hasher, Form::Tagged);
@@ -106,12 +100,12 @@ impl Proof {
         }
         let n_text = chain.n_text();
         if n_equal < n_text {
-            return self.mismatch(&chain, n_text, chain.kinds(n_text), hasher).into_iter().collect();
+            return self.mismatch(chain, n_text, chain.kinds(n_text), hasher).into_iter().collect();
         }
         // What comes before the first item is as it should be.
         let proved = if n_text > 0 { self.prove(chain.shows(n_text)) } else { None };
         let at_fault = if n_text > 0 { KeyKinds::MM } else { chain.kinds(n_blocks) };
-        let disproved = self.mismatch(&chain, n_blocks, at_fault, hasher);
+        let disproved = self.mismatch(chain, n_blocks, at_fault, hasher);
         proved.into_iter().chain(disproved).collect()
     }
 
@@ -168,10 +162,4 @@ impl Proof {
         let is_hopeless = self.n_unexplained == MANY_UNEXPLAINED && !self.proved.contains(kinds);
         is_hopeless.then(|| self.disprove(kinds, Suspect::HiddenKeys))
     }
-}
-
-/// Whether an event begins a prompt and tells the tokens of all its blocks.
-fn is_whole(stored: &BlockStored<'_>) -> bool {
-    let n_tokens = stored.block_hashes.len().checked_mul(stored.block_size as usize);
-    stored.parent.is_none() && stored.block_size > 0 && n_tokens == Some(stored.token_ids.len())
 }

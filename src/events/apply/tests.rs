@@ -251,8 +251,10 @@ fn mismatch_disproves_the_kind_and_names_the_setting() {
         let [Event::BlockStored(stored)] = &batch.events[..] else { panic!("{}", chain.event) };
         let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).unwrap();
         let mut proof = Proof::default();
-        assert_eq!(proof.examine(stored, &hasher, &settings()), [Finding::Disproved(kinds, suspect)]);
-        assert_eq!(proof.examine(stored, &hasher, &settings()), [], "said once");
+        let settings = settings();
+        let shown = chain::Chain::of(stored, &settings).unwrap();
+        assert_eq!(proof.examine(&shown, &hasher), [Finding::Disproved(kinds, suspect)]);
+        assert_eq!(proof.examine(&shown, &hasher), [], "said once");
         assert_eq!((proof.proved, proof.disproved), (KeyKinds::NONE, kinds));
     }
 }

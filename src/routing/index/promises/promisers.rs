@@ -100,12 +100,12 @@ impl Promisers {
         Self::joined(&[before, slice::from_ref(promise), after]).expect("one is in it at least")
     }
 
-    /// Without the promise for the endpoint; none: no other is left.
-    pub(super) fn without(&self, endpoint: EndpointId) -> Option<Self> {
-        match self.place_of(endpoint) {
-            Ok(place) => Self::joined(&[&self.all()[..place], &self.all()[place + 1..]]),
-            Err(_) => Some(self.clone()),
-        }
+    /// Without the promise for the endpoint, and without those that are over, so that a list which dies is copied once rather
+    /// than once per promise; none: no other is left.
+    pub(super) fn without(&self, endpoint: EndpointId, now: Millis) -> Option<Self> {
+        let is_left = |promise: &&Arc<Promise>| promise.endpoint != endpoint && promise.is_alive(now);
+        let left: Vec<_> = self.all().iter().filter(is_left).cloned().collect();
+        Self::joined(&[&left])
     }
 
     fn joined(parts: &[&[Arc<Promise>]]) -> Option<Self> {

@@ -20,6 +20,8 @@ const N_SHARDS: usize = 1 << SHARD_BITS;
 
 /// Records that are looked at in one go while others wait.
 const SWEEP_STEP: usize = 64;
+/// Blocks that a sweep removes: some 10 ms.
+const SWEPT_AT_ONCE: usize = 1 << 15;
 
 type Blocks = HashMap<BlockHash, Promisers, SeededFold>;
 
@@ -231,22 +233,26 @@ impl Table {
         self.remove_if(&record.blocks, record.promise.endpoint(), is_its)
     }
 
-    /// Removes the promises of `hashes` for the endpoint that are to go, and says how many they were.
+    /// Removes the promises of `hashes` for the endpoint that are to go, and says how many they were. Those that are over go
+    /// with them.
     fn remove_if(&self, hashes: &[BlockHash], endpoint: EndpointId, is_to_go: impl Fn(&Arc<Promise>) -> bool) -> usize {
-        let (mut n_removed, mut last) = (0, LastChange::default());
+        let (now, mut last) = (self.seen(), LastChange::default());
+        let (mut n_gone, mut n_removed) = (0, 0);
         for hash in hashes {
             if let Entry::Occupied(mut entry) = self.shard(*hash).lock().entry(*hash)
                 && entry.get().of(endpoint).is_some_and(&is_to_go)
             {
-                match last.apply(entry.get(), |promisers| promisers.without(endpoint)) {
-                    Some(rest) => drop(entry.insert(rest)),
+                let left = last.apply(entry.get(), |promisers| promisers.without(endpoint, now));
+                n_removed += entry.get().all().len() - left.as_ref().map_or(0, |left| left.all().len());
+                match left {
+                    Some(left) => drop(entry.insert(left)),
                     None => drop(entry.remove()),
                 }
-                n_removed += 1;
+                n_gone += 1;
             }
         }
         self.n_blocks.fetch_sub(n_removed, Relaxed);
-        n_removed
+        n_gone
     }
 
     /// The promises of the block, some of which may be over.
@@ -254,11 +260,11 @@ impl Table {
         self.shard(hash).lock().get(&hash).cloned()
     }
 
-    /// Looks at every promise, a few at a time, and at the memory of every shard.
+    /// Looks at every promise, a few at a time, unless there is too much to remove, and at the memory of every shard.
     pub(super) fn sweep(&self, now: Millis) {
         self.see(now);
         let n_records = self.order().n_records();
-        self.sweep_some(n_records, usize::MAX, now);
+        self.sweep_some(n_records, SWEPT_AT_ONCE, now);
         self.order().shrink();
         for shard in &self.shards {
             let mut blocks = shard.lock();

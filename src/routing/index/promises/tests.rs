@@ -323,6 +323,21 @@ fn sweep_frees_what_is_over_and_nothing_else() {
 }
 
 #[test]
+fn sweep_removes_so_many_blocks_at_once_and_goes_on_there() {
+    let promises = speculative();
+    for round in 0..100 {
+        promises.promise(&chain(round * 1_000..(round + 1) * 1_000), 0, &endpoint(1), START).unwrap().end(START);
+    }
+    let n_left: Vec<_> = (0..4)
+        .map(|_| {
+            promises.sweep(after(2_000));
+            promises.n_blocks()
+        })
+        .collect();
+    assert_eq!(n_left, [67_000, 34_000, 1_000, 0]);
+}
+
+#[test]
 fn promises_to_come_sweep_those_that_are_over() {
     const N_BLOCKS: u64 = 100;
     let promises = Promises::new(PromiseLimits { n_blocks: 1_000, ..PromiseLimits::SPECULATIVE });
