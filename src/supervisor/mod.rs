@@ -38,7 +38,7 @@ const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
 /// Time after the start in which a source may come and claim the snapshot that is there for it.
 const OFFERS_KEPT: Duration = Duration::from_secs(600);
 /// Time between two sweeps of what was promised and is over.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest that the event threads may take to end.
 const EVENTS_GRACE: Duration = Duration::from_secs(2);
 

@@ -229,8 +229,7 @@ impl Ways {
 
     /// Changes when those who have answered before turn out to have been wrong.
     fn epoch(&self) -> u64 {
-        let conversations = self.local().map(|local| local.status().conversations);
-        let is_doubted = conversations.is_some_and(|conversations| conversations.is_disabled);
+        let is_doubted = self.local().is_some_and(Workers::is_doubted);
         self.remote().map_or(0, |remote| remote.epoch()) * 2 + u64::from(is_doubted)
     }
 

@@ -69,6 +69,11 @@ impl Workers {
         }));
     }
 
+    /// Whether it was found to answer otherwise in parts than as a whole.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.tokenizer.is_doubted()
+    }
+
     pub(super) fn status(&self) -> LocalStatus {
         self.tokenizer.status()
     }

@@ -20,8 +20,7 @@ use super::report::{Found, body_to_send};
 use crate::request::{self, Api, LlmRequest, Opened, Prompt};
 use crate::routing::endpoint::{Endpoint, EndpointSet};
 use crate::routing::hash::Scope;
-use crate::routing::index::PrefixIndex;
-use crate::routing::index::Promised;
+use crate::routing::index::{PrefixIndex, Promised, Promises};
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
 use crate::routing::score::candidates;
@@ -179,7 +178,7 @@ impl Router {
             PromiseRow {
                 model: pool.model.clone(),
                 n_blocks: tables().map(|promises| promises.n_blocks() as u64).sum(),
-                n_refused: pool.learned.n_refused(),
+                n_evicted: tables().map(Promises::n_evicted).sum(),
             }
         };
         self.pools.iter().map(row).collect()

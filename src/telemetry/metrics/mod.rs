@@ -642,11 +642,11 @@ mod tests {
     #[test]
     fn what_is_promised_has_its_series() {
         let metrics = Metrics::new();
-        let row = PromiseRow { model: "m".into(), n_blocks: 3, n_refused: 2 };
+        let row = PromiseRow { model: "m".into(), n_blocks: 3, n_evicted: 2 };
         metrics.set_promise_collector(Box::new(move || vec![row.clone()]));
         let text = metrics.encode();
         assert_line(&text, r#"warmroute_promised_blocks{model="m"} 3"#);
-        assert_line(&text, r#"warmroute_promised_blocks_refused_total{model="m"} 2"#);
+        assert_line(&text, r#"warmroute_promised_blocks_evicted_total{model="m"} 2"#);
     }
 
     #[test]

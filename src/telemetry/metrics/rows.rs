@@ -76,8 +76,8 @@ pub struct PromiseRow {
     pub model: Arc<str>,
     /// Blocks that endpoints are expected to hold because requests with them were sent there.
     pub n_blocks: u64,
-    /// Blocks that the learned index had no room for.
-    pub n_refused: u64,
+    /// Promised blocks that made room for others.
+    pub n_evicted: u64,
 }
 
 /// Reads the rows of a scrape from their owner; must neither block nor await.
@@ -232,11 +232,11 @@ impl Collector for Rows<PromiseRow> {
         for row in &rows {
             blocks.encode_family(&ModelLabels { model: row.model.clone() })?.encode_gauge(&row.n_blocks)?;
         }
-        let help = "Blocks that the index learned from picks had no room for";
-        let mut refused = counter(&mut encoder, "promised_blocks_refused", help)?;
+        let help = "Promised blocks that made room for others before their time";
+        let mut evicted = counter(&mut encoder, "promised_blocks_evicted", help)?;
         for row in &rows {
             let labels = ModelLabels { model: row.model.clone() };
-            encode_count(&mut refused.encode_family(&labels)?, row.n_refused)?;
+            encode_count(&mut evicted.encode_family(&labels)?, row.n_evicted)?;
         }
         Ok(())
     }

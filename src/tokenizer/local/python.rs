@@ -45,8 +45,11 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         join(value, &joiner.map_or(Ok(String::new()), text)?)
     });
     environment.add_filter("dictsort", |value: &Value, rest: Rest<Value>| dictsort(value, &rest));
-    environment.add_filter("default", default);
-    environment.add_filter("d", default);
+    for name in ["default", "d"] {
+        environment.add_filter(name, |value: &Value, other: Option<Value>, boolean: Option<bool>, named: Kwargs| {
+            default(value, other, boolean, &named)
+        });
+    }
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("sequence", |value: &Value| match value.kind() {
         ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map => Ok(true),
@@ -130,7 +133,7 @@ fn dictsort(value: &Value, arguments: &[Value]) -> Result<Value, Error> {
 }
 
 /// `boolean` also by name.
-fn default(value: &Value, other: Option<Value>, boolean: Option<bool>, named: Kwargs) -> Result<Value, Error> {
+fn default(value: &Value, other: Option<Value>, boolean: Option<bool>, named: &Kwargs) -> Result<Value, Error> {
     let by_name: Option<bool> = named.get("boolean")?;
     let other = match named.get::<Option<Value>>("default_value")? {
         Some(named) => Some(named),
