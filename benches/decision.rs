@@ -1,7 +1,7 @@
 //! A whole decision, from the request's body to the pick, by where the tokens come from.
 //!
-//! `cargo bench --bench decision`. The engine of `remote` is a server in this process that tokenizes with the same tokenizer, and has
-//! nothing else to do; what `remote` costs beyond `local` is the way there and back.
+//! `cargo bench --bench decision`. The engine of `remote` is a server in this process that tokenizes with the same
+//! tokenizer, and has nothing else to do; what `remote` costs beyond `local` is the way there and back.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a benchmark fails")]
 #![allow(clippy::disallowed_methods, reason = "the engine runs beside the benchmark")]

@@ -1,7 +1,7 @@
 //! Tokenizing one more turn of a conversation: all of it, against only what is new.
 //!
-//! `cargo bench --bench tokenizer`. Both ask a `LocalTokenizer` for the same kind of chat, so both include reading the body and
-//! rendering it; in the first one, the first message is another one each time, so that nothing is known.
+//! `cargo bench --bench tokenizer`. Both ask a `LocalTokenizer` for the same kind of chat, so both include reading the
+//! body and rendering it; in the first one, the first message is another one each time, so that nothing is known.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a benchmark fails")]
 

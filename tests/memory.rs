@@ -1,5 +1,5 @@
-//! What the index takes of the system's memory, held against what it counts. A process of its own, so that nothing else is
-//! measured.
+//! What the index takes of the system's memory, held against what it counts. A process of its own, so that nothing else
+//! is measured.
 
 use std::io::Write as _;
 use std::sync::Arc;

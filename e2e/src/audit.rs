@@ -1,8 +1,8 @@
 //! `cargo e2e audit`: without faults nothing is lost.
 //!
-//! Publisher processes send a known number of events through libzmq, the event plane in a process of its own applies them, and at the end
-//! both are compared: batches, events, gaps, and the cache block by block. The publishers are let on as the plane keeps up, so that no
-//! high-water mark is reached: what is above it is dropped by design, and a gap.
+//! Publisher processes send a known number of events through libzmq, the event plane in a process of its own applies
+//! them, and at the end both are compared: batches, events, gaps, and the cache block by block. The publishers are let
+//! on as the plane keeps up, so that no high-water mark is reached: what is above it is dropped by design, and a gap.
 
 use std::fmt;
 use std::path::Path;

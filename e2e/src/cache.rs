@@ -1,8 +1,9 @@
 //! The cache directory of the harness: what is fetched or built once and used by every later run.
 //!
-//! An item is a directory below the root. It is filled under another name, one process at a time, and takes its own name only when it is
-//! complete: an item that exists can be used without further checks, and an install that was killed leaves nothing but a stale directory,
-//! which the next use of the item removes. An item's name holds the version, and a digest where the contents follow from a file.
+//! An item is a directory below the root. It is filled under another name, one process at a time, and takes its own
+//! name only when it is complete: an item that exists can be used without further checks, and an install that was
+//! killed leaves nothing but a stale directory, which the next use of the item removes. An item's name holds the
+//! version, and a digest where the contents follow from a file.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -57,8 +58,8 @@ impl Cache {
 
     /// The directory of `item`, filled by `install` first when it is not there yet.
     ///
-    /// `install` gets an empty directory, which is renamed when it returns, so what it writes must not hold its own path. Blocks while
-    /// another process installs the same item.
+    /// `install` gets an empty directory, which is renamed when it returns, so what it writes must not hold its own
+    /// path. Blocks while another process installs the same item.
     ///
     /// # Errors
     /// When `install` fails, or the directories or the lock can't be written.

@@ -1,7 +1,7 @@
 //! `cargo demo`: the same load under round-robin, least-request and warmroute, through a real Envoy.
 //!
-//! Every run starts from empty caches, with a fresh router and a fresh Envoy; the policies take turns within each round,
-//! so that a machine that slows down slows all of them.
+//! Every run starts from empty caches, with a fresh router and a fresh Envoy; the policies take turns within each
+//! round, so that a machine that slows down slows all of them.
 
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};

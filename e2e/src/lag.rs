@@ -1,8 +1,9 @@
 //! `cargo e2e lag`: from a publisher's clock to the index, at a given rate, beside what libzmq alone takes.
 //!
-//! Publisher processes stamp each batch right before they encode and send it. In one phase the event plane in this process
-//! follows them and tells the lag of each live batch once it is in the index; in the other, a plain SUB socket receives the same load
-//! and reads nothing but the stamp. The phases take turns, so that a machine that slows down slows both. All clocks are this machine's.
+//! Publisher processes stamp each batch right before they encode and send it. In one phase the event plane in this
+//! process follows them and tells the lag of each live batch once it is in the index; in the other, a plain SUB socket
+//! receives the same load and reads nothing but the stamp. The phases take turns, so that a machine that slows down
+//! slows both. All clocks are this machine's.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -110,7 +111,8 @@ impl LagArgs {
             rate: self.batch_rate(),
             events_per_batch: self.events_per_batch,
             cache_blocks: 20_000,
-            // A clear takes a sweep of milliseconds, here and in the publisher; in an engine's life it is an event of its own.
+            // A clear takes a sweep of milliseconds, here and in the publisher; in an engine's life it is an event of
+            // its own.
             clear_every: 0,
             ..PublisherArgs::default()
         };

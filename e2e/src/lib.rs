@@ -1,14 +1,17 @@
-//! Harness of warmroute: gets, starts and stops the real parts that the tests, the demo and the measurements run against,
-//! and simulates engines.
+//! Harness of warmroute: gets, starts and stops the real parts that the tests, the demo and the measurements run
+//! against, and simulates engines.
 //!
 //! - [`cache`] keeps what is fetched or built once; [`fetch`] gets Envoy into it, [`vllm`] installs and runs vLLM.
-//! - [`process`] ends programs together with their children, [`tool`] runs programs to their end, [`service`] waits until a
-//!   program serves; [`envoy`] and [`router`] are such programs.
+//! - [`process`] ends programs together with their children, [`tool`] runs programs to their end, [`service`] waits
+//!   until a program serves; [`envoy`] and [`router`] are such programs.
 //! - [`http`] is the client that all of them are asked with.
-//! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real ones.
+//! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real
+//!   ones.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
-//! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between it and a subscriber bad.
-//! - [`faults`] has the event plane live through what can go wrong between them, and the router through tokenizers that fail.
+//! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between
+//!   it and a subscriber bad.
+//! - [`faults`] has the event plane live through what can go wrong between them, and the router through tokenizers that
+//!   fail.
 //! - [`audit`] counts what was sent and applied without faults; [`lag`] measures how long it takes.
 //! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
 

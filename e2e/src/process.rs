@@ -1,7 +1,7 @@
 //! A long-running program with its own process group, so that it ends with all its children and nobody else's.
 //!
-//! The group is named by the leader's id. The leader is reaped last: until then the kernel gives its id to no other process, so no signal
-//! can reach a stranger.
+//! The group is named by the leader's id. The leader is reaped last: until then the kernel gives its id to no other
+//! process, so no signal can reach a stranger.
 
 use std::fmt;
 use std::os::unix::process::CommandExt;
@@ -20,7 +20,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running program and its children; dropping it ends them.
 ///
-/// The program's standard input is a pipe that closes when the harness ends in any way, so a program can notice even a SIGKILL.
+/// The program's standard input is a pipe that closes when the harness ends in any way, so a program can notice even a
+/// SIGKILL.
 pub struct ProcessGroup {
     name: String,
     leader: Child,
@@ -59,7 +60,8 @@ impl ProcessGroup {
         Ok(status != WaitStatus::StillAlive)
     }
 
-    /// Ends the group: SIGTERM, and SIGKILL for whatever is left when the leader has exited or the grace period is over.
+    /// Ends the group: SIGTERM, and SIGKILL for whatever is left when the leader has exited or the grace period is
+    /// over.
     ///
     /// # Errors
     /// When the group can't be signalled.

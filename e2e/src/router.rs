@@ -33,8 +33,8 @@ pub struct RouterOptions {
     pub model: String,
     /// `--prefix-caching-hash-algo` of the engines, `PYTHONHASHSEED` unset.
     pub algorithm: HashAlgorithm,
-    /// Whether the engines themselves are asked where they publish events, and the router is not told. By default it is told
-    /// and does not ask: what stands between router and engine in a test must not be gone round.
+    /// Whether the engines themselves are asked where they publish events, and the router is not told. By default it is
+    /// told and does not ask: what stands between router and engine in a test must not be gone round.
     pub asks_for_sources: bool,
     /// Name and `lora_path` of each adapter that the engines have; an empty path is left out.
     pub adapters: Vec<(String, String)>,
@@ -149,7 +149,8 @@ impl Router {
     }
 }
 
-/// What starts the router on these addresses for ext_proc and admin, with a configuration that it has written into `dir`.
+/// What starts the router on these addresses for ext_proc and admin, with a configuration that it has written into
+/// `dir`.
 ///
 /// # Errors
 /// When the configuration cannot be written.
@@ -186,8 +187,8 @@ pub fn binary() -> Result<PathBuf> {
     let mut command = Command::new(env_path("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root).args(["build", "--package", "warmroute", "--bin", "warmroute"]);
     command.arg("--message-format=json-render-diagnostics");
-    // Cargo tells a test of the package it belongs to. Build scripts that read the same names, such as ring's, would run anew,
-    // now and at the next build outside of a test.
+    // Cargo tells a test of the package it belongs to. Build scripts that read the same names, such as ring's, would
+    // run anew, now and at the next build outside of a test.
     let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars_os().filter(|(name, _)| of_package(&name.to_string_lossy())) {
         command.env_remove(name);

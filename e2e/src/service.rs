@@ -107,8 +107,8 @@ impl Service {
     }
 }
 
-/// Loopback addresses on whose ports nobody listened a moment ago, all different: they are held together before they are
-/// given up.
+/// Loopback addresses on whose ports nobody listened a moment ago, all different: they are held together before they
+/// are given up.
 ///
 /// # Errors
 /// When no port is free.

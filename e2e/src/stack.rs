@@ -74,8 +74,8 @@ impl Stack {
 }
 
 impl Stack {
-    /// Waits until no more events arrive: engines send them before the first token of an answer, so a short silence after
-    /// an answer means that there are none under way.
+    /// Waits until no more events arrive: engines send them before the first token of an answer, so a short silence
+    /// after an answer means that there are none under way.
     ///
     /// # Errors
     /// When that takes longer than 10 s.

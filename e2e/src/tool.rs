@@ -1,4 +1,5 @@
-//! Programs of the machine that the harness runs to their end: one call, their output, and an error that shows what they said.
+//! Programs of the machine that the harness runs to their end: one call, their output, and an error that shows what
+//! they said.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,8 +1,9 @@
 //! Real vLLM servers: the CPU build with a tiny random model, one per [`VllmServer`].
 //!
-//! The first start installs vLLM into the cache (`install`, minutes). A start takes about a minute, nearly all of it imports, and a
-//! server holds 2 GB of memory, beside its block cache. Servers listen on free ports of the loopback address, except that the event publisher binds all
-//! addresses: vLLM 0.32.0 binds only an endpoint with `*` and connects to any other (`distributed/kv_events.py`).
+//! The first start installs vLLM into the cache (`install`, minutes). A start takes about a minute, nearly all of it
+//! imports, and a server holds 2 GB of memory, beside its block cache. Servers listen on free ports of the loopback
+//! address, except that the event publisher binds all addresses: vLLM 0.32.0 binds only an endpoint with `*` and
+//! connects to any other (`distributed/kv_events.py`).
 
 mod family;
 mod install;
@@ -29,15 +30,17 @@ pub use install::VLLM_VERSION;
 pub const MODEL: &str = "tiny";
 /// The name of the LoRA adapter, served when [`VllmOptions::lora`] is set.
 pub const LORA: &str = "lora-a";
-/// Where the adapter lies, as the server is told: the text is part of the block hash, so it must not differ between machines.
+/// Where the adapter lies, as the server is told: the text is part of the block hash, so it must not differ between
+/// machines.
 pub const LORA_PATH: &str = "model/lora-a";
 
-/// Two servers that start at once beside other load took 87 s on 2 cores; the rest is for slower machines, and for the first
-/// start after an install, which compiles the modules that it imports.
+/// Two servers that start at once beside other load took 87 s on 2 cores; the rest is for slower machines, and for the
+/// first start after an install, which compiles the modules that it imports.
 const START_DEADLINE: Duration = Duration::from_secs(300);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Below the range from which Linux takes the ports of outgoing connections, which could come in between our look and vLLM's bind.
+/// Below the range from which Linux takes the ports of outgoing connections, which could come in between our look and
+/// vLLM's bind.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// What a server is started with.
@@ -49,7 +52,8 @@ pub struct VllmOptions {
     pub pythonhashseed: Option<String>,
     /// Tokens per block; the CPU backend takes multiples of 32 only.
     pub block_size: u32,
-    /// Number of blocks in the cache; `None` lets vLLM fill 1 GiB, which it takes at once (32 KiB per block of 32 tokens).
+    /// Number of blocks in the cache; `None` lets vLLM fill 1 GiB, which it takes at once (32 KiB per block of 32
+    /// tokens).
     pub n_blocks: Option<u32>,
     /// Longest prompt and answer together, in tokens.
     pub max_model_len: u32,
@@ -100,8 +104,8 @@ impl VllmServer {
     /// Starts a server and waits until it answers. Installs vLLM first when the cache does not hold it.
     ///
     /// # Errors
-    /// When vLLM can't be installed, when the server exits or does not answer in time (the error ends with what its log says), or
-    /// when something else answers in its place.
+    /// When vLLM can't be installed, when the server exits or does not answer in time (the error ends with what its log
+    /// says), or when something else answers in its place.
     pub async fn start(options: VllmOptions) -> Result<Self> {
         Self::start_on(options, None).await
     }
@@ -248,8 +252,8 @@ struct Ports {
 }
 
 impl Ports {
-    /// Ports on which nobody listens: one for HTTP, one per rank for events and for replays. They are not reserved: vLLM
-    /// binds them itself, some seconds later.
+    /// Ports on which nobody listens: one for HTTP, one per rank for events and for replays. They are not reserved:
+    /// vLLM binds them itself, some seconds later.
     fn free(n_ranks: u16) -> Result<Self> {
         let n_ports = 1 + 2 * n_ranks;
         for _ in 0..100 {

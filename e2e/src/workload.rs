@@ -1,9 +1,9 @@
 //! The load: conversations of several turns, always the same ones for the same options.
 //!
 //! A number of users each take the next conversation when they have finished one, and think between the turns. Every
-//! turn sends the whole conversation again, as chat clients do. Fewer than half of the conversations begin with one of a
-//! few shared system prompts, so most of what can be reused is a conversation's own history, which only the engine that
-//! served its last turn holds.
+//! turn sends the whole conversation again, as chat clients do. Fewer than half of the conversations begin with one of
+//! a few shared system prompts, so most of what can be reused is a conversation's own history, which only the engine
+//! that served its last turn holds.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,6 +1,6 @@
-//! What has to be true of the continuity machine for any inputs at any times, sensible or not: it does not panic, applies batches
-//! only while it is connected, in ascending order and without holes, each once per generation, holds a bounded number of bytes, and
-//! comes to rest when nothing happens any more.
+//! What has to be true of the continuity machine for any inputs at any times, sensible or not: it does not panic,
+//! applies batches only while it is connected, in ascending order and without holes, each once per generation, holds a
+//! bounded number of bytes, and comes to rest when nothing happens any more.
 //!
 //! The bytes are read as a program: one byte for what happens, then its arguments.
 

@@ -1,7 +1,7 @@
 //! What each event source knows, for people and for scripts that compare two replicas.
 //!
-//! Replicas that follow the same engines agree: where a source has the same `last_seq` in both, its `digest` is the same
-//! too. Counts only: neither hashes of blocks nor anything of a prompt.
+//! Replicas that follow the same engines agree: where a source has the same `last_seq` in both, its `digest` is the
+//! same too. Counts only: neither hashes of blocks nor anything of a prompt.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,9 +1,12 @@
 //! `warmroute decode`: the events in a KV event payload.
 //!
-//! Reads `{"payload_hex": "…"}`, one msgpack batch. Writes `{"ts", "rank", "events": [{"type", "block_hashes": [u64 low64],
-//! "parent": u64|null, "n_tokens", "block_size", "medium", "lora_name", "group_idx", "extra_keys"}], "skipped": n}`;
-//! fields that an event does not have are absent. In `extra_keys` a byte string is `{"hex": "…"}`, and an item
-//! of an unknown form `{"msgpack_hex": "…"}`.
+//! Reads `{"payload_hex": "…"}`, one msgpack batch. Writes
+//! `{"ts", "rank", "events":
+//! [{"type", "block_hashes":
+//! [u64 low64], "parent": u64|null, "n_tokens", "block_size", "medium", "lora_name", "group_idx",
+//! "extra_keys"}], "skipped":
+//! n}`; fields that an event does not have are absent. In `extra_keys` a byte string is `{"hex":
+//! "…"}`, and an item of an unknown form `{"msgpack_hex": "…"}`.
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;

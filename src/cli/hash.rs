@@ -1,9 +1,10 @@
 //! `warmroute hash`: vLLM's block hashes of token ids.
 //!
 //! Reads `{"algo", "pythonhashseed": str|null, "block_size", "token_ids": [...], "cache_salt": str|null,
-//! "lora": [name, path]|null, "mm": [[identifier, offset, n_tokens]…], "extra_keys": null|[per block: null|[tagged tuples]]}`. In `extra_keys` a list is a tuple
-//! and `{"hex": "…"}` a byte string; when given, it replaces `cache_salt`, `lora` and `mm`. Writes
-//! `{"block_hashes": ["hex"...], "low64": [u64...]}`, one entry per full block.
+//! "lora": [name, path]|null, "mm": [[identifier, offset, n_tokens]…], "extra_keys":
+//! null|[per block: null|[tagged tuples]]}`. In `extra_keys` a list is a tuple and `{"hex":
+//! "…"}` a byte string; when given, it replaces `cache_salt`, `lora` and `mm`. Writes `{"block_hashes": ["hex"...],
+//! "low64": [u64...]}`, one entry per full block.
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;

@@ -1,11 +1,11 @@
-//! AIBrix's names for settings of ours (AIBrix gateway, `pkg/utils/tokenizer` and `pkg/cache`; the shorter names are those
-//! of its user guide), for those who come from there.
+//! AIBrix's names for settings of ours (AIBrix gateway, `pkg/utils/tokenizer` and `pkg/cache`; the shorter names are
+//! those of its user guide), for those who come from there.
 //!
 //! They hold for every model. One of ours (`WARMROUTE_MODELS_0_…`) goes first, the file comes last. Flags are what Go's
 //! `strconv.ParseBool` reads; an empty value is none. AIBrix's other variables are none of our business.
 //!
-//! A deployment cannot always be moved as it is, for the defaults are not the same: KV events are on here and off there. With them
-//! only the engines' own tokens count, so a variable that asks for others is refused unless
+//! A deployment cannot always be moved as it is, for the defaults are not the same: KV events are on here and off
+//! there. With them only the engines' own tokens count, so a variable that asks for others is refused unless
 //! `AIBRIX_KV_EVENT_SYNC_ENABLED=false` is set as well.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,8 @@ const TYPE_NAMES: [&str; 1] = ["AIBRIX_PREFIX_CACHE_TOKENIZER_TYPE"];
 const ENGINE_NAMES: [&str; 1] = ["AIBRIX_REMOTE_TOKENIZER_ENGINE"];
 const ENDPOINT_NAMES: [&str; 2] = ["AIBRIX_REMOTE_TOKENIZER_ENDPOINT", "AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT"];
 
-/// What AIBrix's variables say of the tokenizer's kind. It is less than a kind of ours, so the file has its say as well.
+/// What AIBrix's variables say of the tokenizer's kind. It is less than a kind of ours, so the file has its say as
+/// well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KindAlias {
     /// The variable that says it.

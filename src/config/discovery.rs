@@ -26,8 +26,8 @@ pub struct StaticEndpoint {
     /// IP literal and port, as in Envoy's cluster.
     pub address: SocketAddr,
     /// Where the engine's first rank publishes KV events; unset, only the engine itself can say it (`events.discover`),
-    /// and an endpoint of which nobody does is picked by load only. `tcp://*:port` is a port of ours that the engine dials:
-    /// its topic has to be `kv@`, the address, `@` and the model's name.
+    /// and an endpoint of which nobody does is picked by load only. `tcp://*:port` is a port of ours that the engine
+    /// dials: its topic has to be `kv@`, the address, `@` and the model's name.
     pub events: Option<ZmqEndpoint>,
     /// Where the first rank replays them; unset, every reconnect starts from nothing.
     pub replay: Option<ZmqEndpoint>,

@@ -12,17 +12,17 @@ use crate::engine::{Access, FileError, Scheme, read_ca, read_key};
 /// `models[].events`: what the engines are asked about their KV events, beside the events themselves.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelEvents {
-    /// Whether the index follows the engines' KV events, default true. Otherwise nothing of theirs is read, and the index
-    /// is learned from our own picks.
+    /// Whether the index follows the engines' KV events, default true. Otherwise nothing of theirs is read, and the
+    /// index is learned from our own picks.
     pub sync: bool,
     /// Whether each endpoint is asked for its data-parallel ranks and where they publish (`GET /kv_event_sources`, vLLM
     /// 0.32 and newer), default true. The answer takes the place of what `discovery` says of an endpoint's events.
     pub discover: bool,
-    /// How often each endpoint's `/metrics` is read, to learn of a sleep or a restart that its events do not tell; null:
-    /// never.
+    /// How often each endpoint's `/metrics` is read, to learn of a sleep or a restart that its events do not tell;
+    /// null: never.
     pub scrape: Option<Human>,
-    /// Whether one request of each conversation has its engine announce what it reuses, where the router does not know all
-    /// of the engine's cache; default false. Needs vLLM 0.26.
+    /// Whether one request of each conversation has its engine announce what it reuses, where the router does not know
+    /// all of the engine's cache; default false. Needs vLLM 0.26.
     pub report: bool,
 }
 

@@ -77,8 +77,8 @@ pub struct Selection {
 /// `envoy`: settings of Envoy that ours must agree with.
 #[derive(Clone, Debug, Serialize)]
 pub struct Envoy {
-    /// `message_timeout` of Envoy's ext_proc filter, default 1s as in our examples; Envoy's own default is 200ms. Budgets have to
-    /// end before it does.
+    /// `message_timeout` of Envoy's ext_proc filter, default 1s as in our examples; Envoy's own default is 200ms.
+    /// Budgets have to end before it does.
     pub message_timeout: Human,
 }
 
@@ -116,8 +116,8 @@ pub struct Trace {
 pub struct Events {
     /// Snapshots on disk.
     pub snapshots: EventSnapshots,
-    /// Admin ports of the other replicas, such as `http://warmroute-headless:9090`. A name may have many addresses, ours
-    /// among them.
+    /// Admin ports of the other replicas, such as `http://warmroute-headless:9090`. A name may have many addresses,
+    /// ours among them.
     pub siblings: Vec<Sibling>,
 }
 

@@ -44,7 +44,8 @@ pub struct Model {
 pub struct Adapter {
     /// As in the request's `model` field.
     pub name: Arc<str>,
-    /// `lora_path` as it was given to vLLM; null where it is not known: then the adapter's blocks are credited by their tokens.
+    /// `lora_path` as it was given to vLLM; null where it is not known: then the adapter's blocks are credited by their
+    /// tokens.
     pub path: Option<Arc<str>>,
 }
 

@@ -1,8 +1,8 @@
 //! Walks a parsed YAML document and collects every fault instead of stopping at the first.
 //!
 //! Each node knows its path (`models[0].tokenizer.budget`). A scalar may come from the environment instead, under the
-//! path in capitals with `_` for every other character (`WARMROUTE_MODELS_0_TOKENIZER_BUDGET`), or under a name of AIBrix
-//! (`aliases`). What nobody asked for, in the document or in the environment, is a fault as well.
+//! path in capitals with `_` for every other character (`WARMROUTE_MODELS_0_TOKENIZER_BUDGET`), or under a name of
+//! AIBrix (`aliases`). What nobody asked for, in the document or in the environment, is a fault as well.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -191,8 +191,8 @@ impl<'a> Node<'a> {
         self.optional(expected).unwrap_or(default)
     }
 
-    /// Text that YAML must not have read as something else: `1.10`, `042` and `yes` would silently become `1.1`, `42.0` and
-    /// `true`. A whole number is what it looks like.
+    /// Text that YAML must not have read as something else: `1.10`, `042` and `yes` would silently become `1.1`, `42.0`
+    /// and `true`. A whole number is what it looks like.
     pub(super) fn string(&self, expected: &str) -> Option<String> {
         let is_altered = match self.value {
             Some(Value::Bool(_)) => true,

@@ -15,8 +15,8 @@ use crate::engine::{Base, BaseError};
 const BUDGET_MAX_FACTOR: u32 = 5;
 /// Longest default of the budget.
 const BUDGET: Duration = Duration::from_millis(100);
-/// Share of Envoy's timeout between the end of the longest budget and that of the timeout, in which the pick is made and answered:
-/// a deployment that needs a longer timeout needs longer for this as well.
+/// Share of Envoy's timeout between the end of the longest budget and that of the timeout, in which the pick is made
+/// and answered: a deployment that needs a longer timeout needs longer for this as well.
 const MARGIN: u32 = 10;
 /// Default of [`Tokenizer::cache_bytes`].
 const CACHE_BYTES: usize = 64 << 20;
@@ -26,28 +26,29 @@ const CACHE_BYTES: usize = 64 << 20;
 pub struct Tokenizer {
     /// `remote`, `local`, `auto` or `text`; default `remote`.
     pub kind: TokenizerKind,
-    /// Directory with `tokenizer.json`, `tokenizer_config.json` and the chat template, as in the model's repository, or a
-    /// `tokenizer.json` alone; needed by `local` and `auto`. With `remote` and without KV events it stands in when the
-    /// engines do not answer.
+    /// Directory with `tokenizer.json`, `tokenizer_config.json` and the chat template, as in the model's repository, or
+    /// a `tokenizer.json` alone; needed by `local` and `auto`. With `remote` and without KV events it stands in when
+    /// the engines do not answer.
     pub path: Option<PathBuf>,
-    /// URL of a server that is asked in the place of the model's own endpoints, such as `http://tokenizer:8000`, with the engines'
-    /// API key; null: those are asked.
+    /// URL of a server that is asked in the place of the model's own endpoints, such as `http://tokenizer:8000`, with
+    /// the engines' API key; null: those are asked.
     pub endpoint: Option<Base>,
-    /// The engines' API: `tokenize` (default), or `render`, which needs vLLM's `--enable-scale-out` and the engines' API key,
-    /// and also reads `/v1/responses`, `/v1/messages` and, if allowed, media.
+    /// The engines' API: `tokenize` (default), or `render`, which needs vLLM's `--enable-scale-out` and the engines'
+    /// API key, and also reads `/v1/responses`, `/v1/messages` and, if allowed, media.
     pub api: TokenizerApi,
-    /// Longest that a request may wait for its tokens before it is picked by load; 1µs is added for each byte of the prompt.
-    /// Default 100ms, or with a short `envoy.message_timeout` half of what that leaves.
+    /// Longest that a request may wait for its tokens before it is picked by load; 1µs is added for each byte of the
+    /// prompt. Default 100ms, or with a short `envoy.message_timeout` half of what that leaves.
     pub budget: Human,
-    /// Bound of what is added, default five times the budget. Must end a tenth of `envoy.message_timeout` before that does.
+    /// Bound of what is added, default five times the budget. Must end a tenth of `envoy.message_timeout` before that
+    /// does.
     pub budget_max: Human,
     /// Memory for the tokens of prompts that were seen before, in bytes, default 64 MiB; 0 remembers none.
     pub cache_bytes: usize,
-    /// Whether a client's own `chat_template` is sent to the engines (which need `--trust-request-chat-template`), default
-    /// false: such requests are picked by load.
-    pub allow_chat_template: bool,
-    /// Whether requests with images, audio or video are sent to the engines' `render`, which fetches what their URLs name,
+    /// Whether a client's own `chat_template` is sent to the engines (which need `--trust-request-chat-template`),
     /// default false: such requests are picked by load.
+    pub allow_chat_template: bool,
+    /// Whether requests with images, audio or video are sent to the engines' `render`, which fetches what their URLs
+    /// name, default false: such requests are picked by load.
     pub allow_media: bool,
     /// Whether the engines run with `--exclude-tools-when-tool-choice-none`, default false.
     pub exclude_tools_when_none: bool,

@@ -46,8 +46,8 @@ impl ZmqEndpoint {
         &self.0
     }
 
-    /// Where the engine's data-parallel rank `rank` is, if this is where rank 0 is: vLLM adds the rank to the port (0.32.0,
-    /// `distributed/kv_events.py`). None where there is no such port, as with `ipc` beyond rank 0.
+    /// Where the engine's data-parallel rank `rank` is, if this is where rank 0 is: vLLM adds the rank to the port
+    /// (0.32.0, `distributed/kv_events.py`). None where there is no such port, as with `ipc` beyond rank 0.
     pub fn of_rank(&self, rank: u32) -> Option<Self> {
         if rank == 0 {
             return Some(self.clone());

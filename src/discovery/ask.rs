@@ -1,7 +1,7 @@
 //! Asks the endpoints of a pool where their ranks publish, and asks again.
 //!
-//! Engines older than 0.32 answer 404: what is configured for their endpoints stays, and they are asked again as the others
-//! are, because they may be upgraded in place. So does it where nobody answers, or nonsense; then the next
+//! Engines older than 0.32 answer 404: what is configured for their endpoints stays, and they are asked again as the
+//! others are, because they may be upgraded in place. So does it where nobody answers, or nonsense; then the next
 //! question comes sooner, with exponential backoff and full jitter. An answer is handed over when it differs from the
 //! last one. Time and size of an answer are bounded.
 

@@ -1,9 +1,9 @@
 //! Where an endpoint's data-parallel ranks publish their KV events, as the engine itself says it.
 //!
 //! `GET /kv_event_sources` (vLLM 0.32.0, `entrypoints/serve/instrumentator/basic.py`) answers
-//! `{"0": {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558", …}, "1": …}`: the publisher's settings of each
-//! rank with the ports it got, but with the hosts as they were bound. Identity is what we dial, so a host that binds all
-//! addresses stands for the endpoint's own, and any other host than that is refused.
+//! `{"0": {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558", …}, "1": …}`: the publisher's settings of
+//! each rank with the ports it got, but with the hosts as they were bound. Identity is what we dial, so a host that
+//! binds all addresses stands for the endpoint's own, and any other host than that is refused.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

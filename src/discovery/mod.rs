@@ -1,7 +1,7 @@
 //! Where endpoints come from, and what they say of themselves.
 //!
-//! A source of endpoints publishes immutable [`EndpointSet`](crate::routing::endpoint::EndpointSet)s in a `watch` channel:
-//! they change rarely and every request reads the newest one without a lock that anybody holds for long.
+//! A source of endpoints publishes immutable [`EndpointSet`](crate::routing::endpoint::EndpointSet)s in a `watch`
+//! channel: they change rarely and every request reads the newest one without a lock that anybody holds for long.
 //!
 //! The endpoints of such a set are then asked, each on its own and in the background: where their ranks publish
 //! ([`ask`] with [`event_sources`]) and, if configured, whether they have dropped their cache ([`scrape`] with

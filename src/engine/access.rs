@@ -21,8 +21,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// How a server with a URL of its own is reached in the engines' place: over its own scheme, with the engines' key, and
-    /// with their certificates where it needs any.
+    /// How a server with a URL of its own is reached in the engines' place: over its own scheme, with the engines' key,
+    /// and with their certificates where it needs any.
     pub fn of_base(&self, base: &Base) -> Self {
         Self { scheme: base.scheme(), ..self.clone() }
     }

@@ -1,12 +1,12 @@
 //! How an engine is asked over HTTP: its scheme, whose certificates are believed, and the key that it wants.
 //!
 //! One [`EngineClient`] per model serves everything that warmroute asks an engine: `/tokenize`, `/kv_event_sources` and
-//! `/metrics`. It dials the endpoint's address itself, without proxies and without following redirects, since the address
-//! is the endpoint's identity; with `https` the certificate must therefore name that IP address. An answer has a
-//! status, a size and, through the caller's budget, a time that it must keep.
+//! `/metrics`. It dials the endpoint's address itself, without proxies and without following redirects, since the
+//! address is the endpoint's identity; with `https` the certificate must therefore name that IP address. An answer has
+//! a status, a size and, through the caller's budget, a time that it must keep.
 //!
-//! A server that tokenizes in the engines' place has a URL of its own ([`Base`]), whose host may be a name. It is asked as
-//! they are, the key included: a client for it is made from [`Access::of_base`].
+//! A server that tokenizes in the engines' place has a URL of its own ([`Base`]), whose host may be a name. It is asked
+//! as they are, the key included: a client for it is made from [`Access::of_base`].
 //!
 //! vLLM's `--api-key` guards `/v1` and its like and none of these three (0.32.0, `entrypoints/serve`), but gateways and
 //! sidecars in front of an engine guard everything.
@@ -136,8 +136,8 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(body)
 }
 
-/// A client that dials `http` addresses themselves, by way of no proxy and no redirect. It looks for no certificates: it
-/// needs none, and an image may have none, which would be an error.
+/// A client that dials `http` addresses themselves, by way of no proxy and no redirect. It looks for no certificates:
+/// it needs none, and an image may have none, which would be an error.
 pub fn plain_http() -> ClientBuilder {
     direct().tls_certs_only([])
 }

@@ -1,8 +1,9 @@
 //! Envoy's external processor: one gRPC stream per HTTP request.
 //!
-//! [`stream`] says what each message asks for, [`decide`] decides, [`report`] says which requests ask their engine for a
-//! report, [`reply`] builds answers, [`mod@settle`] learns from the response; this adapter only carries values between them and the socket. The in-flight count lives in the stream's
-//! `Session`: however the stream ends, the count ends with it.
+//! [`stream`] says what each message asks for, [`decide`] decides, [`report`] says which requests ask their engine for
+//! a report, [`reply`] builds answers, [`mod@settle`] learns from the response; this adapter only carries values
+//! between them and the socket. The in-flight count lives in the stream's `Session`: however the stream ends, the count
+//! ends with it.
 //!
 //! A panic costs its own stream, which ends with `internal`: never with OK, which would let the request pass unrouted.
 
@@ -57,13 +58,14 @@ const MAX_PENDING_RESETS: usize = 1 << 16;
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// A peer that does not answer a ping is gone, with all its streams: a lost node closes nothing, and after our last reply
-/// we have nothing to write that would tell.
+/// A peer that does not answer a ping is gone, with all its streams: a lost node closes nothing, and after our last
+/// reply we have nothing to write that would tell.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, which mostly means that file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Once all streams have ended, connections get this long to take their last bytes; one that says nothing is not waited for.
+/// Once all streams have ended, connections get this long to take their last bytes; one that says nothing is not waited
+/// for.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Settings of the server.
@@ -326,8 +328,8 @@ impl Drop for Session {
     }
 }
 
-/// Lets what is late go on; never returns, so that only something else ends the wait. A panic there is no matter of the request,
-/// which has its answer.
+/// Lets what is late go on; never returns, so that only something else ends the wait. A panic there is no matter of the
+/// request, which has its answer.
 async fn finish(late: &mut Option<Late>) -> Infallible {
     if let Some(work) = late
         && AssertUnwindSafe(work).catch_unwind().await.is_err()

@@ -1,14 +1,14 @@
 //! Which requests ask their engine to announce what it reuses (`models[].events.report`).
 //!
-//! A source that began to follow its engine late does not know what was cached before, and a hot prefix is never announced
-//! again: its blocks are reused, which emits nothing. So one request of each conversation that goes to such an
-//! endpoint asks for a full report (vLLM 0.26 and later, see [`crate::request::report`]): from then on that
+//! A source that began to follow its engine late does not know what was cached before, and a hot prefix is never
+//! announced again: its blocks are reused, which emits nothing. So one request of each conversation that goes to such
+//! an endpoint asks for a full report (vLLM 0.26 and later, see [`crate::request::report`]): from then on that
 //! conversation is known.
 //!
 //! A conversation is recognized by one block near the end of the request that asked: the next turn's chain contains it,
-//! another conversation's chain does not, even behind the same system prompt. What is remembered is a keyed hash of it with
-//! the endpoint and its generations, at most `MAX_CONVERSATIONS` for at most `EXPIRY`; a report that got lost is asked
-//! for again after that.
+//! another conversation's chain does not, even behind the same system prompt. What is remembered is a keyed hash of it
+//! with the endpoint and its generations, at most `MAX_CONVERSATIONS` for at most `EXPIRY`; a report that got lost is
+//! asked for again after that.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -23,7 +23,8 @@ use crate::routing::load::Millis;
 const MAX_CONVERSATIONS: usize = 4096;
 /// After this a conversation may ask again. A report costs the engine one event of the whole prefix.
 const EXPIRY: Millis = Millis(30 * 60 * 1000);
-/// Blocks at the end of a request that the next turn may have otherwise: they hold the chat template's opening of the answer.
+/// Blocks at the end of a request that the next turn may have otherwise: they hold the chat template's opening of the
+/// answer.
 const OPEN_BLOCKS: usize = 2;
 
 /// What the lookup of a request tells about its endpoint.

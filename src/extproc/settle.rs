@@ -20,8 +20,8 @@ pub enum Settled {
     NotServed,
 }
 
-/// Moves the in-flight count to the endpoint that served, and avoids the one that did not. Says also whether that begins a
-/// time of avoidance.
+/// Moves the in-flight count to the endpoint that served, and avoids the one that did not. Says also whether that
+/// begins a time of avoidance.
 pub fn settle(routed: &mut Routed, served: &Served, now: Millis) -> (Settled, bool) {
     let picked = routed.decision.pick.endpoint.clone();
     let picked_at = routed.in_flight.picked_at();

@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 use super::fields::{Fields, JsonObject, Text, json_string};
 use super::{Ask, Opaque, Prompt, Question, ReadOptions, TokensApi};
 
-/// What a render call needs of a completion request besides its first prompt (vLLM 0.32.0, `openai/completion/protocol.py`).
+/// What a render call needs of a completion request besides its first prompt (vLLM 0.32.0,
+/// `openai/completion/protocol.py`).
 const RENDERED: [&str; 6] =
     ["suffix", "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "max_tokens", "cache_salt"];
 

@@ -1,8 +1,8 @@
 //! What a conversation is made of: text, or media that an engine would have to fetch, decode or tell apart.
 //!
-//! Only what is known to be text passes for text. vLLM 0.32.0 (`renderers/chat_utils.py`) takes a part for media by its `type` or, where
-//! that is absent or a `uuid` is given, by the key that it has, so a part is text only if neither says otherwise: an image's
-//! address in a part that calls itself text must never reach an engine on our behalf.
+//! Only what is known to be text passes for text. vLLM 0.32.0 (`renderers/chat_utils.py`) takes a part for media by its
+//! `type` or, where that is absent or a `uuid` is given, by the key that it has, so a part is text only if neither says
+//! otherwise: an image's address in a part that calls itself text must never reach an engine on our behalf.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,8 +15,8 @@ use super::fields::Text;
 
 /// Parts of chat messages that vLLM renders as text.
 const TEXT_PARTS: [&str; 6] = ["text", "input_text", "output_text", "refusal", "thinking", "tool_reference"];
-/// Items of a Responses input that are turned into text messages (vLLM 0.32.0, `openai/responses/utils.py`), and the parts that
-/// they have besides those of messages.
+/// Items of a Responses input that are turned into text messages (vLLM 0.32.0, `openai/responses/utils.py`), and the
+/// parts that they have besides those of messages.
 const TEXT_ITEMS: [&str; 6] =
     ["message", "reasoning", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"];
 const TEXT_ITEM_PARTS: [&str; 2] = ["reasoning_text", "summary_text"];

@@ -1,4 +1,5 @@
-//! The fields of a request body that are read, found in one walk, and the writer of the JSON objects that are made of them.
+//! The fields of a request body that are read, found in one walk, and the writer of the JSON objects that are made of
+//! them.
 
 use std::borrow::Cow;
 use std::fmt;

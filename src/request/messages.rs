@@ -44,8 +44,8 @@ pub(super) fn prompt(fields: &Fields<'_>, options: &ReadOptions) -> Result<Promp
     Ok(Prompt::Text(options.render(TokensApi::RenderMessages, fields, &RENDERED, capacity)))
 }
 
-/// How thinking is turned off depends on a flag of the server and on what it finds out of its template; the render API knows
-/// of neither (vLLM 0.32.0, `anthropic/serving.py`).
+/// How thinking is turned off depends on a flag of the server and on what it finds out of its template; the render API
+/// knows of neither (vLLM 0.32.0, `anthropic/serving.py`).
 fn disables_thinking(fields: &Fields<'_>) -> Result<bool, Opaque> {
     let Some(thinking) = fields.get("thinking") else { return Ok(false) };
     let thinking: Thinking<'_> = serde_json::from_str(thinking.get()).map_err(|_| Opaque::Invalid)?;

@@ -1,16 +1,18 @@
-//! Reads the parts of an OpenAI-style request that routing needs; nothing is kept, and nothing is changed but what [`report`] says.
+//! Reads the parts of an OpenAI-style request that routing needs; nothing is kept, and nothing is changed but what
+//! [`report`] says.
 //!
 //! Reading has two phases: [`open`] finds the model's name, and with it the pool whose [`ReadOptions`] say how
-//! [`Opened::read`] reads the prompt. A prompt given as token ids is used as it is. Any other prompt becomes a [`Question`]: the
-//! body of a call that an engine answers with tokens, made of an allow-list of the client's fields, copied byte for byte.
+//! [`Opened::read`] reads the prompt. A prompt given as token ids is used as it is. Any other prompt becomes a
+//! [`Question`]: the body of a call that an engine answers with tokens, made of an allow-list of the client's fields,
+//! copied byte for byte.
 //!
-//! - [`Ask::Tokenize`]: `/tokenize`, which every engine has (vLLM 0.32.0, checked against a running server). It knows chats and
-//!   completions; what else a chat request has to say to the template travels as template arguments.
+//! - [`Ask::Tokenize`]: `/tokenize`, which every engine has (vLLM 0.32.0, checked against a running server). It knows
+//!   chats and completions; what else a chat request has to say to the template travels as template arguments.
 //! - [`Ask::Render`]: `/v1/…/render`, which takes the request of the API itself and cuts it itself. It needs
 //!   `--enable-scale-out`, and knows all APIs, media included.
 //!
-//! What cannot be made tokens exactly, or not without having an engine fetch what a client names, is [`Prompt::Opaque`] with
-//! the reason. Of the request's headers nothing is ever sent.
+//! What cannot be made tokens exactly, or not without having an engine fetch what a client names, is [`Prompt::Opaque`]
+//! with the reason. Of the request's headers nothing is ever sent.
 //!
 //! The body is walked once with borrowed slices; cost is linear in its size and deep nesting costs no stack.
 
@@ -83,7 +85,8 @@ pub struct LlmRequest {
     pub prompt: Prompt,
     /// The `cache_salt` field, part of the first block's hash.
     pub cache_salt: Option<String>,
-    /// How the engine cuts the prompt before it looks at its cache. None where the answer to the question is cut already.
+    /// How the engine cuts the prompt before it looks at its cache. None where the answer to the question is cut
+    /// already.
     pub truncation: Option<Truncation>,
 }
 
@@ -187,11 +190,11 @@ pub enum Ask {
 pub struct ReadOptions {
     /// Whom to ask.
     pub ask: Ask,
-    /// Whether a client's own chat template is sent to an engine that is asked for tokens. The engine takes it only with
-    /// `--trust-request-chat-template`.
+    /// Whether a client's own chat template is sent to an engine that is asked for tokens. The engine takes it only
+    /// with `--trust-request-chat-template`.
     pub allow_chat_template: bool,
-    /// Whether an engine that is asked for tokens may fetch what a client names as media. Only [`Ask::Render`] tells what the
-    /// engine's cache knows media by, so with [`Ask::Tokenize`] they stay opaque.
+    /// Whether an engine that is asked for tokens may fetch what a client names as media. Only [`Ask::Render`] tells
+    /// what the engine's cache knows media by, so with [`Ask::Tokenize`] they stay opaque.
     pub allow_media: bool,
     /// Whether the engine was started with `--exclude-tools-when-tool-choice-none`. [`Ask::Render`] need not know.
     pub exclude_tools_when_none: bool,
@@ -211,8 +214,8 @@ impl ReadOptions {
         self.allow_media && self.ask == Ask::Render
     }
 
-    /// A question with these fields of the request. Of media the engine is to tell the identifiers and not the tensors, which
-    /// would be megabytes (vLLM 0.32.0, `mm_payload`).
+    /// A question with these fields of the request. Of media the engine is to tell the identifiers and not the tensors,
+    /// which would be megabytes (vLLM 0.32.0, `mm_payload`).
     fn render(&self, api: TokensApi, fields: &Fields<'_>, names: &[&str], capacity: usize) -> Question {
         let mut object = JsonObject::new(capacity);
         object.copy_given(fields, names);
@@ -224,8 +227,8 @@ impl ReadOptions {
     }
 }
 
-/// The body is not a JSON object whose fields have the expected types. What it is instead is no part of the message: it is the
-/// client's.
+/// The body is not a JSON object whose fields have the expected types. What it is instead is no part of the message: it
+/// is the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("found no JSON object with the fields of an OpenAI request in the body, from line {line}, column {column} on")]
 pub struct UnreadableBody {
@@ -250,9 +253,9 @@ pub struct Opened<'a> {
 /// Finds the model of a request.
 ///
 /// # Errors
-/// [`UnreadableBody`] when the body is not UTF-8, not JSON, not an object, or its model is not a string. The engine gets the
-/// body unchanged and is the one to complain. A field that is given twice, or that the engine will refuse, makes the prompt
-/// [`Opaque::Invalid`]: the request still goes to its model.
+/// [`UnreadableBody`] when the body is not UTF-8, not JSON, not an object, or its model is not a string. The engine
+/// gets the body unchanged and is the one to complain. A field that is given twice, or that the engine will refuse,
+/// makes the prompt [`Opaque::Invalid`]: the request still goes to its model.
 pub fn open(api: Api, body: &[u8]) -> Result<Opened<'_>, UnreadableBody> {
     if api == Api::Other {
         let model = if body.is_empty() { None } else { walk(body, false)?.model };
@@ -305,7 +308,8 @@ impl Opened<'_> {
     }
 
     /// vLLM skips reading its prefix cache when it has to compute the prompt's log probabilities: asked for by name, or
-    /// because a chat, or a completion with log probabilities, is to echo its prompt. The other APIs cannot ask for them.
+    /// because a chat, or a completion with log probabilities, is to echo its prompt. The other APIs cannot ask for
+    /// them.
     fn skips_cache(&self, fields: &Fields<'_>) -> bool {
         let echoes = fields.get("echo").is_some_and(|echo| echo.get() == "true");
         match self.api {

@@ -41,8 +41,8 @@ pub fn without_report_mode(body: &[u8]) -> Option<Vec<u8>> {
     cuts.is_any().then(|| cuts.finish().into_bytes())
 }
 
-/// The body with the router's own request for a full report, instead of whatever the client wrote; none when there is no
-/// place for it: the body is not a JSON object, or its `vllm_xargs` is something that the engine will refuse.
+/// The body with the router's own request for a full report, instead of whatever the client wrote; none when there is
+/// no place for it: the body is not a JSON object, or its `vllm_xargs` is something that the engine will refuse.
 pub fn with_full_report(body: &[u8]) -> Option<Vec<u8>> {
     let stripped = without_report_mode(body);
     let body = std::str::from_utf8(stripped.as_deref().unwrap_or(body)).ok()?;

@@ -61,8 +61,8 @@ struct Tool<'a> {
 }
 
 impl Tool<'_> {
-    /// Not so servers of the client's (`mcp`), which come with what the client would be let in with there, and containers that
-    /// may have secrets in their `network_policy`.
+    /// Not so servers of the client's (`mcp`), which come with what the client would be let in with there, and
+    /// containers that may have secrets in their `network_policy`.
     fn is_plain(&self) -> bool {
         let kind = self.kind.as_ref().map_or("", |Text(kind)| kind);
         let is_plain_kind = PLAIN_TOOLS.contains(&kind) || kind.starts_with("web_search") || kind == "code_interpreter";
@@ -75,8 +75,8 @@ impl Tool<'_> {
     }
 }
 
-/// Whether a tool may bring credentials. They are for the engine that serves the request, and for nobody who is only asked for
-/// tokens.
+/// Whether a tool may bring credentials. They are for the engine that serves the request, and for nobody who is only
+/// asked for tokens.
 fn brings_credentials(tools: &RawValue) -> Result<bool, Opaque> {
     let tools: Vec<Tool<'_>> = serde_json::from_str(tools.get()).map_err(|_| Opaque::Invalid)?;
     Ok(!tools.iter().all(Tool::is_plain))

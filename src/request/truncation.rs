@@ -1,9 +1,9 @@
 //! How the engine cuts a prompt: `truncate_prompt_tokens` with `truncation_side`, of chats and completions.
 //!
-//! vLLM 0.32.0 (`renderers/params.py`, `renderers/base.py`) cuts the list of tokens, from the left unless the request names a
-//! side (`tokenizers/registry.py`), and so do we. But where the request names none and the prompt is text, it has the tokenizer
-//! do it, which puts its special tokens around what is left of the text: nobody who sees only the list can tell them apart. And a
-//! limit of -1 is the engine's own, which we do not know.
+//! vLLM 0.32.0 (`renderers/params.py`, `renderers/base.py`) cuts the list of tokens, from the left unless the request
+//! names a side (`tokenizers/registry.py`), and so do we. But where the request names none and the prompt is text, it
+//! has the tokenizer do it, which puts its special tokens around what is left of the text: nobody who sees only the
+//! list can tell them apart. And a limit of -1 is the engine's own, which we do not know.
 
 use super::fields::{Fields, Text};
 use super::{Api, Ask, Opaque, Prompt};

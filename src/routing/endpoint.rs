@@ -35,8 +35,8 @@ impl Endpoint {
     }
 }
 
-/// A set of data-parallel ranks from 0 to 255, written by discovery and read by requests. Each word is exact by itself, which
-/// is all that a reader needs who asks for one rank; none guards other memory, so all accesses are relaxed.
+/// A set of data-parallel ranks from 0 to 255, written by discovery and read by requests. Each word is exact by itself,
+/// which is all that a reader needs who asks for one rank; none guards other memory, so all accesses are relaxed.
 #[derive(Debug, Default)]
 pub struct Ranks([AtomicU64; 4]);
 
@@ -94,8 +94,8 @@ impl Knowledge {
     }
 }
 
-/// What one source says to its endpoint's [`Knowledge`]. A source that is dropped says nothing any more, and what it knew is
-/// forgotten.
+/// What one source says to its endpoint's [`Knowledge`]. A source that is dropped says nothing any more, and what it
+/// knew is forgotten.
 #[derive(Debug)]
 pub struct SourceKnowledge {
     endpoint: Arc<Knowledge>,

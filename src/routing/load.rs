@@ -39,8 +39,8 @@ impl Load {
         Avoidance::unpack(self.avoidance.load(Relaxed)).until > now
     }
 
-    /// A request that was picked for this endpoint at `picked_at` was not served by it. Says whether that begins a time of
-    /// avoidance: requests that were under way when the last one began fail with it and tell nothing new.
+    /// A request that was picked for this endpoint at `picked_at` was not served by it. Says whether that begins a time
+    /// of avoidance: requests that were under way when the last one began fail with it and tell nothing new.
     pub fn failed(&self, picked_at: Millis, now: Millis) -> bool {
         self.change(|avoidance| {
             if avoidance.n_failures > 0 && picked_at < avoidance.began() {

@@ -1,8 +1,9 @@
 //! The pick and the [`Decision`] that records it.
 //!
-//! Rule: most tokens matched on a GPU, then most that other tiers add, then fewest in flight, then at random. Where nothing
-//! matched this is least-request. What an endpoint holds speaks for it only while it is not too far ahead of the least
-//! loaded one ([`MOST_AHEAD`]): prompts of all conversations begin alike, and would otherwise all go where the first one went.
+//! Rule: most tokens matched on a GPU, then most that other tiers add, then fewest in flight, then at random. Where
+//! nothing matched this is least-request. What an endpoint holds speaks for it only while it is not too far ahead of
+//! the least loaded one ([`MOST_AHEAD`]): prompts of all conversations begin alike, and would otherwise all go where
+//! the first one went.
 
 use std::cmp::{Ordering, Reverse};
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use std::sync::Arc;
 use super::endpoint::Endpoint;
 use super::score::Candidate;
 
-/// Requests in flight that an endpoint may have more than the least loaded candidate before what it holds no longer counts:
-/// the threshold of AIBrix's Helm chart for the same purpose (`AIBRIX_PREFIX_CACHE_POD_RUNNING_REQUEST_IMBALANCE_ABS_COUNT`).
+/// Requests in flight that an endpoint may have more than the least loaded candidate before what it holds no longer
+/// counts: the threshold of AIBrix's Helm chart for the same purpose
+/// (`AIBRIX_PREFIX_CACHE_POD_RUNNING_REQUEST_IMBALANCE_ABS_COUNT`).
 pub const MOST_AHEAD: u32 = 16;
 
 /// The chosen endpoint and the next best one, which Envoy tries when the first cannot be reached.

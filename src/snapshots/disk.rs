@@ -116,7 +116,8 @@ pub(super) fn load(dir: &SnapshotDir, metrics: &Metrics, mut offer: impl FnMut(S
     keys
 }
 
-/// Reads a file; one that is no snapshot is removed. That of another release stays: after a rollback it is wanted again.
+/// Reads a file; one that is no snapshot is removed. That of another release stays: after a rollback it is wanted
+/// again.
 fn load_file(entry: &Entry, metrics: &Metrics) -> Option<Snapshot> {
     match entry.read() {
         Ok(snapshot) => {

@@ -1,7 +1,7 @@
 //! Snapshots of event sources: on disk for our next life, and between the replicas of one router.
 //!
-//! A publisher replays its last batches only, and a prefix that stays warm is never announced again. Whoever comes later than
-//! that knows of such blocks from those alone who saw them announced: itself before a restart, or a sibling.
+//! A publisher replays its last batches only, and a prefix that stays warm is never announced again. Whoever comes
+//! later than that knows of such blocks from those alone who saw them announced: itself before a restart, or a sibling.
 //!
 //! - `disk`: one file per source, written in turn and once more at exit, offered at the next start.
 //! - `serve`: `/snapshots` on the admin port.
@@ -117,7 +117,8 @@ impl Snapshots {
     }
 }
 
-/// What `work` gives, on a thread that may wait; none when that takes longer than `limit`. The work then goes on by itself.
+/// What `work` gives, on a thread that may wait; none when that takes longer than `limit`. The work then goes on by
+/// itself.
 async fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let working = tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.ok()?;
     Some(working.expect("files, whatever is in them, are no panic"))

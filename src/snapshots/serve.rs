@@ -5,8 +5,8 @@
 //! | `/snapshots` | [`Listing`] as JSON |
 //! | `/snapshots/{model}/{address}/{rank}` | the snapshot's bytes, taken now; 404 when nothing is known of the source |
 //!
-//! A snapshot takes memory until its last byte is sent, so only [`MAX_SERVED`] are served at a time; the others are told
-//! to come again. A reader that does not read is ended by the port's own limit on the life of a connection.
+//! A snapshot takes memory until its last byte is sent, so only [`MAX_SERVED`] are served at a time; the others are
+//! told to come again. A reader that does not read is ended by the port's own limit on the life of a connection.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

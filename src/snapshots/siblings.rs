@@ -1,8 +1,8 @@
 //! Asks the other replicas for what they know of sources that we know too little of.
 //!
-//! Once a second the states of our sources are looked at. If one of them has a need, all siblings list what they have, and
-//! the snapshots that help are fetched, one at a time. A name may stand for many siblings, ourselves among them, as that of
-//! a headless Service does: each of its addresses is asked, and who answers with our own number is left out.
+//! Once a second the states of our sources are looked at. If one of them has a need, all siblings list what they have,
+//! and the snapshots that help are fetched, one at a time. A name may stand for many siblings, ourselves among them, as
+//! that of a headless Service does: each of its addresses is asked, and who answers with our own number is left out.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display};

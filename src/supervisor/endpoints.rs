@@ -138,7 +138,8 @@ fn adapters(model: &config::Model) -> Vec<(Arc<str>, Arc<str>)> {
     model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone().unwrap_or_default())).collect()
 }
 
-/// The ranks of an endpoint as the configuration has them; the reader of the configuration has seen that each has a port.
+/// The ranks of an endpoint as the configuration has them; the reader of the configuration has seen that each has a
+/// port.
 fn configured_sources(listed: &StaticEndpoint) -> Vec<RankSource> {
     let source = |rank| {
         let of_rank = |base: &config::ZmqEndpoint| Some(base.of_rank(rank)?.as_str().to_owned());

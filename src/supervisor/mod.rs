@@ -236,8 +236,8 @@ async fn sweep_promises(router: Arc<Router>, shutdown: CancellationToken) -> Res
     Ok(())
 }
 
-/// Ends the event threads; false when they take too long, as libzmq does while it waits for a name server. The thread that
-/// waits for them is none of the runtime's, which would wait for it in turn.
+/// Ends the event threads; false when they take too long, as libzmq does while it waits for a name server. The thread
+/// that waits for them is none of the runtime's, which would wait for it in turn.
 async fn stop_events(events: Arc<EventPlane>) -> bool {
     let (ended, has_ended) = tokio::sync::oneshot::channel();
     let stop = move || {

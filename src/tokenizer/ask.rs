@@ -16,8 +16,8 @@ use super::workers::Workers;
 use super::{Asked, Auto, Error, Late, Local, Space, Tokenizer, Tokens, Ways, text};
 use crate::request::Question;
 
-/// Longest question that is asked, in bytes: the text of some two million tokens, which no model takes. It bounds what the
-/// questions and answers under way hold.
+/// Longest question that is asked, in bytes: the text of some two million tokens, which no model takes. It bounds what
+/// the questions and answers under way hold.
 const MAX_QUESTION: usize = 8 << 20;
 
 /// A question, and what is known of it before it is asked.

@@ -23,9 +23,9 @@ impl Budget {
         self.base.saturating_add(of_bytes(question)).min(self.max)
     }
 
-    /// Whether `question` is one that nobody need be able to answer within the longest budget: what its bytes alone may take
-    /// is more than that. Who is late with it may be as well as ever. (With a longest budget that is not longer than the base
-    /// the [budget](Self::of) of every question ends at it; that alone makes none too large.)
+    /// Whether `question` is one that nobody need be able to answer within the longest budget: what its bytes alone may
+    /// take is more than that. Who is late with it may be as well as ever. (With a longest budget that is not longer
+    /// than the base the [budget](Self::of) of every question ends at it; that alone makes none too large.)
     pub fn is_capped(self, question: &Question) -> bool {
         of_bytes(question) > self.max
     }

@@ -1,9 +1,9 @@
 //! The tokens of questions that were asked before.
 //!
-//! The key is a 128-bit hash of the whole question under a secret that this process has drawn: no prompt is kept, and whoever
-//! can choose prompts cannot make two of them meet. Bounded in bytes; what is used again stays longer (S3-FIFO of
-//! `quick_cache`). An entry is good for [`MAX_AGE`]: a chat template may contain the date, and engines may be replaced by
-//! ones that tokenize otherwise.
+//! The key is a 128-bit hash of the whole question under a secret that this process has drawn: no prompt is kept, and
+//! whoever can choose prompts cannot make two of them meet. Bounded in bytes; what is used again stays longer (S3-FIFO
+//! of `quick_cache`). An entry is good for [`MAX_AGE`]: a chat template may contain the date, and engines may be
+//! replaced by ones that tokenize otherwise.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

@@ -1,10 +1,11 @@
 //! Token ids of a prompt, exactly as the engine will see them.
 //!
-//! A [`Tokenizer`] answers from its cache, or through its [`Source`]: the engines themselves ([`remote`], read by [`render`]), a tokenizer in this
-//! process ([`local`]) that may speak for them once it is trusted, or, for an index that no engine feeds, the bytes of the text.
+//! A [`Tokenizer`] answers from its cache, or through its [`Source`]: the engines themselves ([`remote`], read by
+//! [`render`]), a tokenizer in this process ([`local`]) that may speak for them once it is trusted, or, for an index
+//! that no engine feeds, the bytes of the text.
 //!
-//! Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load. What may still come of a question after
-//! that is handed to the caller as well ([`Late`]): it lives as long as the request, and ends with it.
+//! Whatever goes wrong, the caller gets an [`Error`] within the budget and picks by load. What may still come of a
+//! question after that is handed to the caller as well ([`Late`]): it lives as long as the request, and ends with it.
 
 mod ask;
 mod budget;

@@ -1,9 +1,9 @@
 //! What the engine's APIs answer when they are asked for the tokens of a prompt.
 //!
-//! `/tokenize` answers `{"count", "tokens": [int], …}`. The render APIs answer the request that another engine would generate
-//! from (vLLM 0.32.0, `scale_out/token_in_token_out/protocol.py`, `GenerateRequest`): `token_ids`, `cache_salt`, and for a
-//! prompt with media `features`, which tells by modality each item's hash and where its placeholder tokens lie. That of
-//! completions is a list, one per prompt, of which the first counts.
+//! `/tokenize` answers `{"count", "tokens": [int], …}`. The render APIs answer the request that another engine would
+//! generate from (vLLM 0.32.0, `scale_out/token_in_token_out/protocol.py`, `GenerateRequest`): `token_ids`,
+//! `cache_salt`, and for a prompt with media `features`, which tells by modality each item's hash and where its
+//! placeholder tokens lie. That of completions is a list, one per prompt, of which the first counts.
 //!
 //! Whatever is not understood is an error: a multimodal prompt whose items are not known must not be taken for its
 //! placeholder tokens alone, which are the same for every image.

@@ -1,8 +1,9 @@
 //! Bytes in the place of tokens: a prompt's text, four bytes to a pseudo-token.
 //!
-//! No engine ever sees such ids, so they serve the index that is learned from our own picks and nothing else: equal beginnings of
-//! two prompts' text are equal beginnings of their ids. Of a chat, the text is each message's JSON in turn; what stands before the
-//! messages and between them is the same for all, and would make strangers look alike. Costs a walk over the text and a copy.
+//! No engine ever sees such ids, so they serve the index that is learned from our own picks and nothing else: equal
+//! beginnings of two prompts' text are equal beginnings of their ids. Of a chat, the text is each message's JSON in
+//! turn; what stands before the messages and between them is the same for all, and would make strangers look alike.
+//! Costs a walk over the text and a copy.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;

@@ -1,8 +1,9 @@
 //! Whether the local tokenizer may speak for the engines.
 //!
-//! For each [`Kind`] of prompt it is distrusted until it has agreed with them on a number of prompts in a row, at first [`NEEDED`], and
-//! from then on a sample of one in [`AUDIT_INTERVAL`] is still compared. One difference, and all kinds begin anew, with twice the
-//! number: an engine with another revision of the model, or another chat template, differs on some prompts only.
+//! For each [`Kind`] of prompt it is distrusted until it has agreed with them on a number of prompts in a row, at first
+//! [`NEEDED`], and from then on a sample of one in [`AUDIT_INTERVAL`] is still compared. One difference, and all kinds
+//! begin anew, with twice the number: an engine with another revision of the model, or another chat template, differs
+//! on some prompts only.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -27,8 +28,8 @@ pub(super) enum Kind {
 impl Kind {
     const ALL: [Self; 3] = [Self::Completion, Self::Chat, Self::ChatWithMore];
 
-    /// The kind of a question of ours, whose fields are written without spaces. A client's text has its quotes escaped; where one is taken
-    /// for a field all the same, the prompt counts as another kind, which is no harm.
+    /// The kind of a question of ours, whose fields are written without spaces. A client's text has its quotes escaped;
+    /// where one is taken for a field all the same, the prompt counts as another kind, which is no harm.
     pub(super) fn of(question: &Question) -> Self {
         let has = |field: &str| question.body.windows(field.len()).any(|found| found == field.as_bytes());
         if !has("\"messages\":") {

@@ -1,8 +1,8 @@
 //! The local tokenizer on threads of its own, a few at a time.
 //!
 //! Tokenizing is computation: on the async threads it would hold up every other request. Whoever finds no thread free
-//! waits, as long as its budget lasts, in a short queue: beyond it the answer would come too late, and is refused at once. What has
-//! begun is finished and kept, also when nobody waits for it any more.
+//! waits, as long as its budget lasts, in a short queue: beyond it the answer would come too late, and is refused at
+//! once. What has begun is finished and kept, also when nobody waits for it any more.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

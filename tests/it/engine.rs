@@ -1,4 +1,5 @@
-//! What engines are asked over HTTP, against fakes on real ports: where their ranks publish, their metrics, TLS and keys.
+//! What engines are asked over HTTP, against fakes on real ports: where their ranks publish, their metrics, TLS and
+//! keys.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};

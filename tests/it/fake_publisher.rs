@@ -1,4 +1,5 @@
-//! vLLM's KV event publisher as its users see it: a PUB socket, and a ROUTER that replays a buffer and can lose replies.
+//! vLLM's KV event publisher as its users see it: a PUB socket, and a ROUTER that replays a buffer and can lose
+//! replies.
 
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;

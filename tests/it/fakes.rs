@@ -238,8 +238,8 @@ impl FakeRouter {
     }
 }
 
-/// Forwards one connection to `server` until `is_cut`; then it keeps both ends open and lets nothing through, like a node
-/// that is gone.
+/// Forwards one connection to `server` until `is_cut`; then it keeps both ends open and lets nothing through, like a
+/// node that is gone.
 pub(crate) async fn cuttable_proxy(server: SocketAddr, is_cut: CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

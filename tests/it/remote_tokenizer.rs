@@ -1,4 +1,5 @@
-//! The remote tokenizer against stubs on real ports: hedges, breakers, caps, cancellation, the canary, and its own endpoint.
+//! The remote tokenizer against stubs on real ports: hedges, breakers, caps, cancellation, the canary, and its own
+//! endpoint.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};

@@ -39,8 +39,8 @@ struct Replica {
 }
 
 impl Replica {
-    /// Starts as the supervisor does: snapshots are loaded before the source is followed. A replica is its own sibling, as
-    /// it is behind a headless Service.
+    /// Starts as the supervisor does: snapshots are loaded before the source is followed. A replica is its own sibling,
+    /// as it is behind a headless Service.
     async fn start(publisher: &FakePublisher, dir: Option<&Path>, siblings: &[&str]) -> Self {
         Self::start_writing(publisher, dir, siblings, Duration::from_secs(3600)).await
     }

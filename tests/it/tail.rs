@@ -31,7 +31,8 @@ impl Tail {
         self.lines.recv_timeout(DEADLINE).expect("a further line")
     }
 
-    /// Publishes until a live line comes: a subscription takes a moment to reach the publisher. Returns the number in it.
+    /// Publishes until a live line comes: a subscription takes a moment to reach the publisher. Returns the number in
+    /// it.
     fn join(&self, publisher: &FakePublisher) -> u64 {
         let started = Instant::now();
         loop {

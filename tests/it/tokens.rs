@@ -1,5 +1,5 @@
-//! Questions for tokens, against recordings of a real vLLM: what the router asks is what was asked when the ids were recorded, and those were the
-//! ids that the engine computed.
+//! Questions for tokens, against recordings of a real vLLM: what the router asks is what was asked when the ids were
+//! recorded, and those were the ids that the engine computed.
 
 use std::fs;
 use std::path::Path;

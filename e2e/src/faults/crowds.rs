@@ -22,7 +22,8 @@ const CROWD_SETTLE: Duration = Duration::from_secs(300);
 const CROWD_FLAP_MS: u64 = 20;
 /// Looks at the memory while the crowd flaps.
 const N_SIZES: u32 = 6;
-/// Memory may grow by so much in the second half of the flapping: allocators breathe, and not every source has had its turn before.
+/// Memory may grow by so much in the second half of the flapping: allocators breathe, and not every source has had its
+/// turn before.
 const MAX_GROWTH: f64 = 1.10;
 const GROWTH_SLACK_MIB: u64 = 8;
 const N_HEALTHY: u32 = 4;

@@ -1,5 +1,5 @@
-//! The event plane in a process of its own, as the router has it: it can be stopped, its memory is nobody else's, and what it credits
-//! is read through the index as a request would.
+//! The event plane in a process of its own, as the router has it: it can be stopped, its memory is nobody else's, and
+//! what it credits is read through the index as a request would.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;

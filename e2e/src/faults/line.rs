@@ -75,7 +75,8 @@ impl Line {
         self.publisher.publish(self.n_batches)
     }
 
-    /// Waits until the source has applied everything and waits for nothing; the time that it took, and what it then knows.
+    /// Waits until the source has applied everything and waits for nothing; the time that it took, and what it then
+    /// knows.
     pub(super) fn settle(&mut self) -> Result<(Duration, Check)> {
         let last = self.n_batches.checked_sub(1);
         let started = Instant::now();

@@ -1,9 +1,9 @@
 //! `cargo e2e faults`: what the router makes of faults on real sockets.
 //!
-//! A scenario of the event plane has an engine's publisher ([`crate::publisher`]) and the event plane (`follower`) in processes of their own, in between
-//! mostly the fault proxy. It ends with a check against the publisher's model: the index equals the engine's cache, or the source is
-//! flagged and nothing is credited that the engine does not hold. A scenario that finds otherwise fails. Those of `tokenizer` have a load go on
-//! through Envoy while the tokenizer fails.
+//! A scenario of the event plane has an engine's publisher ([`crate::publisher`]) and the event plane (`follower`) in
+//! processes of their own, in between mostly the fault proxy. It ends with a check against the publisher's model: the
+//! index equals the engine's cache, or the source is flagged and nothing is credited that the engine does not hold. A
+//! scenario that finds otherwise fails. Those of `tokenizer` have a load go on through Envoy while the tokenizer fails.
 
 mod crowds;
 mod follower;
@@ -75,7 +75,8 @@ pub struct Setting {
     pub binary: std::path::PathBuf,
     /// How long the thousand sources flap.
     pub flap: Duration,
-    /// Ends a scenario that has started routers, and these with it: unlike followers and publishers they do not end with us.
+    /// Ends a scenario that has started routers, and these with it: unlike followers and publishers they do not end
+    /// with us.
     pub interrupted: CancellationToken,
 }
 

@@ -1,7 +1,7 @@
 //! A publisher on a network of its own, whose packets can be dropped without anybody being told.
 //!
-//! Needs root and `ip`, `unshare` and `nsenter` (iproute2, util-linux), nothing else: packets are dropped by giving each end of a veth
-//! pair a wrong hardware address for the other, so that frames arrive and are for nobody.
+//! Needs root and `ip`, `unshare` and `nsenter` (iproute2, util-linux), nothing else: packets are dropped by giving
+//! each end of a veth pair a wrong hardware address for the other, so that frames arrive and are for nobody.
 
 use std::process::Command;
 use std::time::Instant;

@@ -1,7 +1,8 @@
 //! The whole stack under load: simulated engines, the real router, a real Envoy.
 //!
-//! The figure is the hit ratio, cached tokens per prompt token as the engines count them, of the requests that were asked in a span of
-//! time. Two equal stacks play the same load at the same time, one of them with the fault, so that both are as slow as the machine is.
+//! The figure is the hit ratio, cached tokens per prompt token as the engines count them, of the requests that were
+//! asked in a span of time. Two equal stacks play the same load at the same time, one of them with the fault, so that
+//! both are as slow as the machine is.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -119,8 +120,8 @@ impl Run {
         tokio::try_join!(control, faulty).map(|(control, faulty)| [control, faulty])
     }
 
-    /// Plays a load of `length` through a fresh stack; after [`WARM`] the router ends and the next takes its place. A router that is
-    /// killed leaves no snapshots behind.
+    /// Plays a load of `length` through a fresh stack; after [`WARM`] the router ends and the next takes its place. A
+    /// router that is killed leaves no snapshots behind.
     async fn play(name: &str, length: Duration, end: End, buffer_steps: usize) -> Result<Self> {
         let dir = directory(name)?;
         let engines = Engines::simulated(N_ENGINES, &engine(buffer_steps))?;

@@ -1,7 +1,8 @@
 //! Where the frames of a ZMTP 3.x stream begin and end (RFC 23/ZMTP 3.0 and 37/ZMTP 3.1, rfc.zeromq.org, "Framing").
 //!
-//! A connection begins with a greeting of 64 bytes each way. After it there are only frames: a byte of flags, a length of 1 or 8 bytes in
-//! network order, and the body. A frame is a command or a part of a message; a message ends with the first frame without MORE.
+//! A connection begins with a greeting of 64 bytes each way. After it there are only frames: a byte of flags, a length
+//! of 1 or 8 bytes in network order, and the body. A frame is a command or a part of a message; a message ends with the
+//! first frame without MORE.
 
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
@@ -73,7 +74,8 @@ impl Unit {
         self.bodies.last().cloned().unwrap_or_default()
     }
 
-    /// Whether this is the END marker of vLLM's replay: the last but one frame is the sequence number with all bits set.
+    /// Whether this is the END marker of vLLM's replay: the last but one frame is the sequence number with all bits
+    /// set.
     pub(super) fn is_replay_end(&self) -> bool {
         self.bodies.iter().rev().nth(1).is_some_and(|body| self.bytes[body.clone()] == [0xff; 8])
     }

@@ -1,11 +1,12 @@
 //! A TCP proxy between a subscriber and a publisher that knows ZMTP 3.x, so that its faults act on whole messages.
 //!
-//! `frames` finds the messages in a stream, `rules` says what becomes of each, `connection` moves the bytes, and [`Proxy`] is
-//! the handle by which a test changes the faults while traffic flows. What random faults hit follows from a seed and the order
-//! of the messages.
+//! `frames` finds the messages in a stream, `rules` says what becomes of each, `connection` moves the bytes, and
+//! [`Proxy`] is the handle by which a test changes the faults while traffic flows. What random faults hit follows from
+//! a seed and the order of the messages.
 //!
-//! Message faults (drop, duplicate, truncate, corrupt) hit messages from the publisher alone, never ZMTP commands: a handshake or a
-//! heartbeat that is lost is another fault, and a black hole has it. Delay, bandwidth and black hole act both ways and on everything.
+//! Message faults (drop, duplicate, truncate, corrupt) hit messages from the publisher alone, never ZMTP commands: a
+//! handshake or a heartbeat that is lost is another fault, and a black hole has it. Delay, bandwidth and black hole act
+//! both ways and on everything.
 
 mod cli;
 mod connection;

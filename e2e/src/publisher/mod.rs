@@ -1,10 +1,10 @@
 //! vLLM's publisher thread as a process of its own, so that it can be stopped, killed and replaced like an engine.
 //!
-//! [`program`] makes the events, `worker` publishes them as vLLM does, [`process`] is the handle that the harness holds.
-//! [`swarm`] is many small publishers in one process, for crowds.
+//! [`program`] makes the events, `worker` publishes them as vLLM does, [`process`] is the handle that the harness
+//! holds. [`swarm`] is many small publishers in one process, for crowds.
 //!
-//! The process says `ready EVENTS REPLAY` on its standard output, is told `until N` on its standard input, publishes up to N batches and
-//! says `at N`. It ends when its standard input does, so it never outlives the harness.
+//! The process says `ready EVENTS REPLAY` on its standard output, is told `until N` on its standard input, publishes up
+//! to N batches and says `at N`. It ends when its standard input does, so it never outlives the harness.
 
 pub mod process;
 pub mod program;

@@ -1,7 +1,7 @@
 //! An endless program of cache events that follows from a seed, with the cache that it describes.
 //!
-//! Whoever knows the options knows what the publisher holds after each batch: the harness computes the same program and needs no
-//! report from the process that it kills.
+//! Whoever knows the options knows what the publisher holds after each batch: the harness computes the same program and
+//! needs no report from the process that it kills.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -60,7 +60,8 @@ pub struct Truth {
     pub n_events: u64,
 }
 
-/// A cache at work: chains of blocks that grow, are evicted from their ends, and now and then get a second copy of their last block.
+/// A cache at work: chains of blocks that grow, are evicted from their ends, and now and then get a second copy of
+/// their last block.
 #[derive(Debug)]
 pub struct Program {
     options: ProgramOptions,

@@ -1,8 +1,8 @@
 //! Many small publishers in one process, all on one thread: crowds of sources without crowds of processes.
 //!
-//! Commands on standard input, each answered by one line of JSON: `publish N` (each publisher N batches more), `sever` (all connections
-//! end, the publishers live on), `flap MS` (one publisher after another is replaced by a new one, one every MS milliseconds; 0 stops
-//! that) and `report`.
+//! Commands on standard input, each answered by one line of JSON: `publish N` (each publisher N batches more), `sever`
+//! (all connections end, the publishers live on), `flap MS` (one publisher after another is replaced by a new one, one
+//! every MS milliseconds; 0 stops that) and `report`.
 
 use std::collections::VecDeque;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! The loop of the publisher process.
 //!
-//! As `ZmqEventPublisher` in `vllm/distributed/kv_events.py` (vLLM 0.32.0): a replay is served between two batches, an idle publisher
-//! looks for one every 100 ms, the ROUTER keeps libzmq's default high-water mark of 1,000 and drops what is above it.
+//! As `ZmqEventPublisher` in `vllm/distributed/kv_events.py` (vLLM 0.32.0): a replay is served between two batches, an
+//! idle publisher looks for one every 100 ms, the ROUTER keeps libzmq's default high-water mark of 1,000 and drops what
+//! is above it.
 
 use std::collections::VecDeque;
 use std::io::Write;

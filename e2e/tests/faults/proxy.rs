@@ -47,7 +47,8 @@ impl Line {
         texts.map(|text| String::from_utf8_lossy(&text).into_owned()).collect()
     }
 
-    /// A subscription takes a moment to reach the publisher: sends until something arrives, then takes what is under way.
+    /// A subscription takes a moment to reach the publisher: sends until something arrives, then takes what is under
+    /// way.
     fn wait_connected(&self) {
         let started = Instant::now();
         loop {

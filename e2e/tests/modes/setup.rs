@@ -17,7 +17,8 @@ use tempfile::TempDir;
 use crate::files;
 
 const N_ENGINES: usize = 3;
-/// Longest that a request may wait for its tokens: more than on any machine it has to, since what is looked at is where it goes.
+/// Longest that a request may wait for its tokens: more than on any machine it has to, since what is looked at is where
+/// it goes.
 const BUDGET: &str = "800ms";
 
 /// What a mode's configuration may name.

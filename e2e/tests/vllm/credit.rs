@@ -81,8 +81,9 @@ async fn under_a_small_cache_each_eviction_takes_its_credit() {
     assert!(n_in_part > 0, "neither 12 nor 15 prompts of 4 blocks evict a part of one that has 10");
 }
 
-/// A prompt of 10 blocks again, after `n_others` new ones of 4: 1 when a part of it was left. vLLM evicts it from its end on, so
-/// in a cache of 66 blocks the right number of others leaves the beginning; which one depends on who gets the blocks that were not full.
+/// A prompt of 10 blocks again, after `n_others` new ones of 4: 1 when a part of it was left. vLLM evicts it from its
+/// end on, so in a cache of 66 blocks the right number of others leaves the beginning; which one depends on who gets
+/// the blocks that were not full.
 async fn after_others_came(setup: &Setup, n_others: u32) -> u32 {
     let body = prompt(10, 20 + n_others);
     assert_eq!(setup.complete(&format!("before {n_others} others"), &[], body.clone()).await, NOTHING);

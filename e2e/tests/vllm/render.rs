@@ -131,7 +131,8 @@ async fn assert_ids(server: &VllmServer, path: &str, bodies: &[Value]) {
     }
 }
 
-/// Where the API does not tell the ids: their number, and that the engine finds them cached when it is given them as they are.
+/// Where the API does not tell the ids: their number, and that the engine finds them cached when it is given them as
+/// they are.
 async fn assert_used(server: &VllmServer, path: &str, bodies: &[Value], defaults: Value) {
     let render = ReadOptions { ask: Ask::Render, ..ReadOptions::default() };
     for body in bodies {

@@ -1,4 +1,5 @@
-//! Real vLLM servers behind a real Envoy and the router, and requests whose answers are compared with the router's word.
+//! Real vLLM servers behind a real Envoy and the router, and requests whose answers are compared with the router's
+//! word.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

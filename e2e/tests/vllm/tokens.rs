@@ -1,4 +1,5 @@
-//! The recorded token ids, asked for again: the router's own question, sent by its own client, must still bring the same ids from a real vLLM.
+//! The recorded token ids, asked for again: the router's own question, sent by its own client, must still bring the
+//! same ids from a real vLLM.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,7 +1,8 @@
 //! Lines of `warmroute events tail`: pure, from frames to text or JSON.
 //!
-//! A line is an event or a mark. Marks say what the sequence numbers show (gaps, restarts), where replies begin and end, and
-//! what could not be read. Of token ids there is a count and of salts nothing; names that a publisher chose are escaped.
+//! A line is an event or a mark. Marks say what the sequence numbers show (gaps, restarts), where replies begin and
+//! end, and what could not be read. Of token ids there is a count and of salts nothing; names that a publisher chose
+//! are escaped.
 
 use std::fmt;
 
@@ -119,8 +120,8 @@ impl Tail {
         self.line(mark)
     }
 
-    /// Appends the lines of a message to `lines`; true when it is the END of a replay. Frames are read from the end, since
-    /// those before differ between releases.
+    /// Appends the lines of a message to `lines`; true when it is the END of a replay. Frames are read from the end,
+    /// since those before differ between releases.
     pub(super) fn message(&mut self, via: Via, frames: &[Vec<u8>], lines: &mut Vec<String>) -> bool {
         let Some((seq, payload)) = split(frames) else {
             lines.push(self.mark(&Mark::Malformed { via, n_frames: frames.len() }));

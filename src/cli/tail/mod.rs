@@ -1,8 +1,8 @@
 //! `warmroute events tail`: what an engine publishes, as it comes, decoded by the router's own decoder.
 //!
-//! One line per event and one per mark, see `format`. The replay, where one is given, is asked for once, as soon as the live
-//! stream stands: then no batch falls between the two. Ends with 0 on SIGINT and SIGTERM, even while its reader pauses, and when nobody reads its
-//! output any more.
+//! One line per event and one per mark, see `format`. The replay, where one is given, is asked for once, as soon as the
+//! live stream stands: then no batch falls between the two. Ends with 0 on SIGINT and SIGTERM, even while its reader
+//! pauses, and when nobody reads its output any more.
 
 mod format;
 
@@ -111,8 +111,8 @@ async fn follow(options: Options, output: impl Write + Send + 'static) -> Result
     }
 }
 
-/// Writes `lines` on a thread of its own, since a reader that pauses must not keep the signals from being seen; gives the
-/// output back.
+/// Writes `lines` on a thread of its own, since a reader that pauses must not keep the signals from being seen; gives
+/// the output back.
 async fn write<W: Write + Send + 'static>(lines: Vec<String>, mut output: W) -> io::Result<W> {
     if lines.is_empty() {
         return Ok(output);

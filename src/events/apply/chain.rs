@@ -187,8 +187,8 @@ impl<'a> Chain<'a> {
     }
 }
 
-/// The kinds that the blocks of an event that continues a chain can be of, as far as they tell: a salt is in the first block
-/// alone. None: an adapter whose hashes we cannot compute.
+/// The kinds that the blocks of an event that continues a chain can be of, as far as they tell: a salt is in the first
+/// block alone. None: an adapter whose hashes we cannot compute.
 pub(super) fn continued_kinds(stored: &BlockStored<'_>, settings: &ModelSettings) -> Option<KeyKinds> {
     let is_item = |item: ExtraItem<'_>| matches!(item, ExtraItem::Mm(..));
     let has_mm = stored.extra_keys.is_some_and(|keys| keys.iter().any(|keys| keys.iter().any(is_item)));

@@ -1,9 +1,10 @@
 //! What is known of one life of a publisher, and where its blocks go.
 //!
-//! A block is in one place: in the slots of the Engine keyspace under the engine's hash, or in those of the keyspace Own
-//! under ours. An event that continues a chain follows its parent. One that begins a prompt goes to Engine when all kinds of
-//! keys in it are proved, else to Own. Where the parent is not known, the blocks go to Engine, which is harmless since a hash is credited
-//! only if a request computes it, and are parked as well, in case that they turn out to be of a chain in Own.
+//! A block is in one place: in the slots of the Engine keyspace under the engine's hash, or in those of the keyspace
+//! Own under ours. An event that continues a chain follows its parent. One that begins a prompt goes to Engine when all
+//! kinds of keys in it are proved, else to Own. Where the parent is not known, the blocks go to Engine, which is
+//! harmless since a hash is credited only if a request computes it, and are parked as well, in case that they turn out
+//! to be of a chain in Own.
 
 use crate::events::wire::{BlockRemoved, BlockStored};
 use crate::routing::hash::own::{BlockContent, OwnHasher};
@@ -61,7 +62,8 @@ struct Blocks<'a> {
 }
 
 impl Generation {
-    /// Takes an event in; says whether it was of use. `is_continued`: an event behind it in the batch continues its chain.
+    /// Takes an event in; says whether it was of use. `is_continued`: an event behind it in the batch continues its
+    /// chain.
     pub(super) fn store(&mut self, stored: &BlockStored<'_>, is_continued: bool, shared: &mut Shared) -> bool {
         let hashes: Vec<BlockHash> = stored.block_hashes.iter().map(|hash| hash.low64()).collect();
         let Some(tier) = tier_of(stored.medium).filter(|_| self.indexes(stored)) else { return false };
@@ -195,8 +197,8 @@ impl Generation {
         }
     }
 
-    /// What may be credited in Own: a publisher that hides extra keys has salted blocks among the others, and those of different
-    /// images under the same placeholder tokens.
+    /// What may be credited in Own: a publisher that hides extra keys has salted blocks among the others, and those of
+    /// different images under the same placeholder tokens.
     pub(super) fn own_kinds(&self) -> KeyKinds {
         let shown = if self.shows_extra_keys { KeyKinds::SALT | KeyKinds::MM } else { KeyKinds::NONE };
         KeyKinds::PLAIN | KeyKinds::ADAPTERS | shown
@@ -340,8 +342,8 @@ impl Generation {
         let may_be_ours = kinds.is_some_and(|kinds| !self.proof.disproved.intersects(kinds));
         let was_stored = may_be_ours
             && self.store_engine(&Blocks { tier, hashes: orphans, contents: None, is_announced_again: false }, shared);
-        // A salt is in the first block alone, so any chain may be salted. Any may have an item in earlier blocks, too, but unlike a
-        // salt one keeps a chain out of Engine only once the form of items is disproved.
+        // A salt is in the first block alone, so any chain may be salted. Any may have an item in earlier blocks, too,
+        // but unlike a salt one keeps a chain out of Engine only once the form of items is disproved.
         let is_surely_ours = kinds.is_some_and(|kinds| self.proof.proved.contains(kinds | KeyKinds::SALT))
             && !self.proof.disproved.intersects(KeyKinds::MM);
         let was_parked = !is_surely_ours && self.park(parent, tier, orphans, contents.as_deref(), shared);
@@ -377,7 +379,8 @@ pub(super) fn is_block_size(n_tokens: u32) -> bool {
     (1..=MAX_BLOCK_SIZE).contains(&n_tokens)
 }
 
-/// The tier that a medium is, by the names of vLLM (0.32, `v1/kv_offload`) and SGLang (`srt/disaggregation/kv_events.py`).
+/// The tier that a medium is, by the names of vLLM (0.32, `v1/kv_offload`) and SGLang
+/// (`srt/disaggregation/kv_events.py`).
 pub(super) fn tier_of(medium: Option<&str>) -> Option<Tier> {
     match medium {
         None | Some("GPU") => Some(Tier::Gpu),

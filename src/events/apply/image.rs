@@ -1,7 +1,7 @@
 //! What a generation knows, in a form that can be stored, sent to another replica and taken over there.
 //!
-//! An image comes from a file or another process: whatever is in it, restoring it takes no more memory than its size and the
-//! limits of the index allow. It says by which settings it was made, and is refused where others hold.
+//! An image comes from a file or another process: whatever is in it, restoring it takes no more memory than its size
+//! and the limits of the index allow. It says by which settings it was made, and is refused where others hold.
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -165,8 +165,8 @@ impl Image {
 const OWN_LEN: usize = 8 + 8 + 6;
 const PARKED_LEN: usize = 8 + 8 + 8 + 6;
 
-/// What the meaning of an image depends on: the form, the hash settings, and the order of the adapters, which proved kinds are
-/// named by.
+/// What the meaning of an image depends on: the form, the hash settings, and the order of the adapters, which proved
+/// kinds are named by.
 fn fingerprint(shared: &Shared) -> u64 {
     let hasher = shared.hasher.as_ref().map(|hasher| (hasher.algorithm().as_str(), hasher.root()));
     let settings = &shared.settings;

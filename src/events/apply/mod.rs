@@ -1,21 +1,23 @@
 //! Turns the batches of one source into writes of the index.
 //!
-//! Each generation of a source has slots of its own: one per tier in the keyspace of the engine's hashes, and one per tier in the
-//! keyspace Own, as far as they are needed (`generation` says what goes where). The block size is that of the first usable
-//! `BlockStored`. What is of no use is skipped and counted:
+//! Each generation of a source has slots of its own: one per tier in the keyspace of the engine's hashes, and one per
+//! tier in the keyspace Own, as far as they are needed (`generation` says what goes where). The block size is that of
+//! the first usable `BlockStored`. What is of no use is skipped and counted:
 //!
 //! - unknown media, events without hashes, placeholders of blocks that nothing is known of;
-//! - groups other than the first one with full attention: a block is reusable only if its full-attention group has it, and
-//!   the other groups announce sparse subsets of the same hashes. Removals name only the group's number, so kinds
+//! - groups other than the first one with full attention: a block is reusable only if its full-attention group has it,
+//!   and the other groups announce sparse subsets of the same hashes. Removals name only the group's number, so kinds
 //!   are learned from `BlockStored`. Events without a group are taken;
 //! - blocks of another size than the generation's first, and those of adapters that have no name (before vLLM 0.14).
 //!
-//! In the Engine keyspace a block is credited only for hashes that are proved (`proof`). There nothing is kept per block
-//! outside of the index, and token ids are looked at only for the proof. In Own everything is computed from the event (`own`).
+//! In the Engine keyspace a block is credited only for hashes that are proved (`proof`). There nothing is kept per
+//! block outside of the index, and token ids are looked at only for the proof. In Own everything is computed from the
+//! event (`own`).
 //!
 //! Copies: an engine announces each physical copy, and a reused prefix once more if a request asks for it
-//! (`kv_cache_report_mode: full`). Blocks that are known get no further copy where a store that begins a prompt is continued in
-//! its batch, or begins a prompt at all while we ask for such reports. Two real copies that look like this count too low.
+//! (`kv_cache_report_mode: full`). Blocks that are known get no further copy where a store that begins a prompt is
+//! continued in its batch, or begins a prompt at all while we ask for such reports. Two real copies that look like this
+//! count too low.
 //!
 //! Token ids and salts are never logged.
 
@@ -52,10 +54,11 @@ pub struct ModelSettings {
     pub algorithm: HashAlgorithm,
     /// `PYTHONHASHSEED` of the engine process; none: unset.
     pub pythonhashseed: Option<String>,
-    /// Name and path of each adapter, at most [`crate::routing::index::KeyKinds::MAX_ADAPTERS`]. An empty path is one that
-    /// is not known: blocks of the adapter are then found by our own hashes.
+    /// Name and path of each adapter, at most [`crate::routing::index::KeyKinds::MAX_ADAPTERS`]. An empty path is one
+    /// that is not known: blocks of the adapter are then found by our own hashes.
     pub adapters: Vec<(Arc<str>, Arc<str>)>,
-    /// Whether we ask engines for full reports, so that any store that begins a prompt may repeat blocks that are there.
+    /// Whether we ask engines for full reports, so that any store that begins a prompt may repeat blocks that are
+    /// there.
     pub reports: bool,
 }
 

@@ -1,7 +1,7 @@
 //! What a source holds in the keyspace of our own hashes: engine hash → our key, with the copies of each tier.
 //!
-//! Our key of a block needs that of the block before it, so the map is also what tells a continuing event's place. Several engine
-//! hashes can have one key (before vLLM 0.17 a salt is not shown): the slot then holds the key as often.
+//! Our key of a block needs that of the block before it, so the map is also what tells a continuing event's place.
+//! Several engine hashes can have one key (before vLLM 0.17 a salt is not shown): the slot then holds the key as often.
 
 use std::collections::HashMap;
 
@@ -13,8 +13,8 @@ use crate::routing::index::{ContentDigest, KeyKinds, PrefixIndex, Tier};
 use super::parked::Copies;
 use super::slots::{TierSlots, tiered};
 
-/// Bytes of one block in the map at the worst moment, beside those in the index: 25 per place, 7/16 in use after doubling, and the old
-/// table beside it.
+/// Bytes of one block in the map at the worst moment, beside those in the index: 25 per place, 7/16 in use after
+/// doubling, and the old table beside it.
 const ENTRY_BYTES: usize = 88;
 
 /// Entries that the map may have room for while it holds few.

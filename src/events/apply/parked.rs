@@ -1,8 +1,8 @@
 //! Blocks whose chain is not known back to its root: kept until the missing block is announced.
 //!
-//! Of each block its content is kept, not its tokens. A block that leaves the engine while others wait behind it stays as a
-//! link without copies, so that those are not lost. What finds no room is dropped and counted: such blocks are not credited
-//! until they are announced again.
+//! Of each block its content is kept, not its tokens. A block that leaves the engine while others wait behind it stays
+//! as a link without copies, so that those are not lost. What finds no room is dropped and counted: such blocks are not
+//! credited until they are announced again.
 //!
 //! Cost: [`PARKED_BYTES`] per block, two walks down small trees; nothing at all while nothing is parked.
 
@@ -48,7 +48,8 @@ impl Parked {
         self.parents.contains_key(&hash)
     }
 
-    /// Adds a copy of each block of a chain behind `parent`, until `limit` bytes are in use; says how many found no room.
+    /// Adds a copy of each block of a chain behind `parent`, until `limit` bytes are in use; says how many found no
+    /// room.
     pub(super) fn park(
         &mut self,
         parent: BlockHash,

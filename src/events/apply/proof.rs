@@ -1,22 +1,23 @@
 //! Proves that a source's block hashes are those that the configuration makes us compute.
 //!
-//! Evidence is a live `BlockStored` that begins a prompt (no parent): its token ids and extra keys are hashed again from
-//! the root. What a match proves is said per [kind of extra key](KeyKinds):
+//! Evidence is a live `BlockStored` that begins a prompt (no parent): its token ids and extra keys are hashed again
+//! from the root. What a match proves is said per [kind of extra key](KeyKinds):
 //!
-//! - `PLAIN`: blocks hashed without extra keys behind the root. A chain without extra keys shows it, and so does the second
-//!   block of a chain that is only salted, since a salt is in block 0 alone.
+//! - `PLAIN`: blocks hashed without extra keys behind the root. A chain without extra keys shows it, and so does the
+//!   second block of a chain that is only salted, since a salt is in block 0 alone.
 //! - `SALT`: the form of the salt. A chain whose block 0 has a salt, with or without an adapter.
 //! - an adapter's bit: the form, the name and the path of this adapter. A chain in which each block has it, with or
 //!   without a salt: vLLM writes each extra key by itself, so the form of one does not depend on its neighbour.
 //! - `MM`: the form of a multimodal item. A chain in which some block has one, with or without the others.
 //!
-//! A request needs `PLAIN`, or its adapter's bit instead, `SALT` if it is salted, and `MM` if it has multimodal items. Blocks
-//! from the first one with a prompt embedding on, and chains of adapters that are not configured, are no evidence. Nor are
-//! blocks with one item twice where the hash depends on whether the engine has its name once or twice (`routing::hash`).
+//! A request needs `PLAIN`, or its adapter's bit instead, `SALT` if it is salted, and `MM` if it has multimodal items.
+//! Blocks from the first one with a prompt embedding on, and chains of adapters that are not configured, are no
+//! evidence. Nor are blocks with one item twice where the hash depends on whether the engine has its name once or twice
+//! (`routing::hash`).
 //!
-//! A mismatch disproves what the chain would have proved, for the rest of the generation; if the blocks before the first
-//! multimodal item match, that is `MM` alone. Exception: publishers before vLLM 0.17 do not show extra keys, so a mismatch may
-//! only mean a salt that we cannot see.
+//! A mismatch disproves what the chain would have proved, for the rest of the generation; if the blocks before the
+//! first multimodal item match, that is `MM` alone. Exception: publishers before vLLM 0.17 do not show extra keys, so a
+//! mismatch may only mean a salt that we cannot see.
 
 use std::fmt;
 

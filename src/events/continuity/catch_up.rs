@@ -6,14 +6,15 @@ use super::held::Held;
 use super::input::{Action, Cause, Incident, Overlap, Payload, SeqNo, Via};
 use super::{Continuity, Known, Offer, State};
 
-/// Silence after a request that ends its round. vLLM answers between two batches: up to 100 ms when idle, later when busy.
+/// Silence after a request that ends its round. vLLM answers between two batches: up to 100 ms when idle, later when
+/// busy.
 const FIRST_REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Silence after a reply that ends the round: replies, and END itself, get lost at the server's send limit.
 const NEXT_REPLY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Rounds in a row that may bring nothing new.
 pub const MAX_STALLED_ROUNDS: u32 = 4;
-/// Rounds in a row that may be answered without the batch that proves the process. More than one, since a reply gets lost;
-/// few, since what is known may be wrong.
+/// Rounds in a row that may be answered without the batch that proves the process. More than one, since a reply gets
+/// lost; few, since what is known may be wrong.
 pub const MAX_UNPROVED_ROUNDS: u32 = 2;
 /// Pause after a round without progress; doubles with each.
 const STALL_PAUSE: Duration = Duration::from_millis(250);
@@ -21,8 +22,8 @@ const STALL_PAUSE: Duration = Duration::from_millis(250);
 pub const MAX_CATCH_UP: Duration = Duration::from_secs(120);
 /// Longest that a request may wait for its turn: as long as it takes when all engines of a large pool come up at once.
 pub const MAX_WAIT: Duration = Duration::from_secs(900);
-/// Spread of the requests for whole buffers, which keep a publisher busy for a while: every replica asks at the same time when
-/// an engine comes up.
+/// Spread of the requests for whole buffers, which keep a publisher busy for a while: every replica asks at the same
+/// time when an engine comes up.
 const WHOLE_BUFFER_SPREAD: Duration = Duration::from_millis(100);
 
 /// The state of catching up.

@@ -1,23 +1,27 @@
 //! Where a source stands in its publisher's sequence of batches: a pure state machine.
 //!
-//! The socket code tells it what happened ([`Input`]) and when, and does what it answers ([`Action`]). It makes of a live stream
-//! that loses batches, and of a replay that loses replies, one sequence without holes:
+//! The socket code tells it what happened ([`Input`]) and when, and does what it answers ([`Action`]). It makes of a
+//! live stream that loses batches, and of a replay that loses replies, one sequence without holes:
 //!
 //! - *Overlap.* Nothing on the wire names the publisher's process, and numbers may go on rising across a restart. So
-//!   every replay is asked from the last known batch, that one included: if it comes back with the same payload, it is the
-//!   same process, and what follows may be appended. If it does not, everything known is retired and the buffer is asked from 0.
-//!   This holds after a reconnection, for a gap, for a suspicion, and for a snapshot that somebody offers.
+//!   every replay is asked from the last known batch, that one included: if it comes back with the same payload, it is
+//!   the same process, and what follows may be appended. If it does not, everything known is retired and the buffer is
+//!   asked from 0. This holds after a reconnection, for a gap, for a suspicion, and for a snapshot that somebody
+//!   offers.
 //! - *Contiguous prefix.* Replies are accepted while they follow each other. A hole, an end of replies with something
-//!   accepted, or silence ends the round, and the next one asks from the last known. So an END that outlived lost replies
-//!   proves nothing: only a round that brings nothing new but END, or a live batch that joins, ends the catching up.
-//! - A buffer that no longer begins at 0 is taken from where it begins; the source is then *incomplete*, until the snapshot of
-//!   one who knew more is offered and proved.
-//! - An engine that drops its whole cache makes an incomplete source complete: whatever it holds from then on is announced.
+//!   accepted, or silence ends the round, and the next one asks from the last known. So an END that outlived lost
+//!   replies proves nothing: only a round that brings nothing new but END, or a live batch that joins, ends the
+//!   catching up.
+//! - A buffer that no longer begins at 0 is taken from where it begins; the source is then *incomplete*, until the
+//!   snapshot of one who knew more is offered and proved.
+//! - An engine that drops its whole cache makes an incomplete source complete: whatever it holds from then on is
+//!   announced.
 //! - Batches that are gone for good, or that nobody can decode, may have held removals, so a new generation starts
 //!   behind them: knowledge is lost, but never wrong.
-//! - A live number that is not above the last one of the same connection is a duplicate if its payload is, else a restart.
-//! - After [`PROBE_AFTER`] of silence the replay is asked whether anything was missed. An answer that brings more than the
-//!   live stream did, or none at all, makes a new connection: libzmq can be deaf without knowing it.
+//! - A live number that is not above the last one of the same connection is a duplicate if its payload is, else a
+//!   restart.
+//! - After [`PROBE_AFTER`] of silence the replay is asked whether anything was missed. An answer that brings more than
+//!   the live stream did, or none at all, makes a new connection: libzmq can be deaf without knowing it.
 //! - Without a replay endpoint, or while it does not answer, the live stream is followed alone, and every reconnection
 //!   or gap starts a new generation.
 //! - A source that sends too much that is wrong is left alone for a while ([`Phase::Quarantined`]).
@@ -61,7 +65,8 @@ pub struct Continuity {
     last_live: Option<SeqNo>,
     recent: Recent,
     strikes: Strikes,
-    /// When what is known is retired unless it is proved before: set when the connection is lost, gone when it is proved.
+    /// When what is known is retired unless it is proved before: set when the connection is lost, gone when it is
+    /// proved.
     unproved_until: Option<Duration>,
     /// Whether live batches far behind what is known were doubted already on this connection.
     has_doubted: bool,

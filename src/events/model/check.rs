@@ -77,8 +77,8 @@ fn blocks(world: &World, site_idx: usize, is_complete: bool) -> u64 {
     n_credited
 }
 
-/// As requests look: from a prompt's first block on. Says how many prompts were found shorter than they are cached because
-/// their blocks lie in two keyspaces.
+/// As requests look: from a prompt's first block on. Says how many prompts were found shorter than they are cached
+/// because their blocks lie in two keyspaces.
 fn chains(world: &World, site_idx: usize, is_complete: bool) -> u64 {
     let site = &world.sites[site_idx];
     let engine = &site.process.as_ref().expect("a site at rest has a process").engine;

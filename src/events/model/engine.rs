@@ -1,7 +1,7 @@
 //! An engine's cache: which blocks it holds, and what it announces of that.
 //!
-//! Follows what `vllm/v1/core/block_pool.py` (0.32.0) lets a subscriber see, and leaves out what it does not: which block is evicted
-//! is drawn at random, since a router must not guess it either.
+//! Follows what `vllm/v1/core/block_pool.py` (0.32.0) lets a subscriber see, and leaves out what it does not: which
+//! block is evicted is drawn at random, since a router must not guess it either.
 
 use super::announce::{Announcement, Form, Medium};
 use super::library::{Kind, Prompt, prompts, prompts_of_kind};
@@ -86,7 +86,8 @@ impl Engine {
         self.in_doubt.contains(&hash)
     }
 
-    /// Does some random work and tells of it, in the order of cause. Some work cannot be seen: then there are no events.
+    /// Does some random work and tells of it, in the order of cause. Some work cannot be seen: then there are no
+    /// events.
     pub(super) fn work(&mut self, rng: &mut fastrand::Rng) -> Vec<Announcement> {
         let mut step = Step::default();
         if rng.u8(..40) == 0 {
@@ -106,8 +107,8 @@ impl Engine {
         step.announcements
     }
 
-    /// Computes one whole prompt of each kind that the engine sees, from its first block on and in one event, so that a subscriber
-    /// of the live stream can prove all kinds.
+    /// Computes one whole prompt of each kind that the engine sees, from its first block on and in one event, so that a
+    /// subscriber of the live stream can prove all kinds.
     pub(super) fn show_all_kinds(&mut self, rng: &mut fastrand::Rng) -> Vec<Announcement> {
         let mut step = Step::default();
         let kinds: &[Kind] = if self.traits.all_kinds { &Kind::ALL } else { &[Kind::Plain] };

@@ -1,9 +1,9 @@
 //! The event plane in virtual time: state machine, applier and index against random engines, networks and faults.
 //!
-//! A *program* is everything that follows from one seed: up to three engine processes with small caches, what they compute,
-//! announce and evict, and what happens to their batches on the way: loss, duplication, delay, truncation, broken
-//! and silent connections, restarts unseen, another engine at the same address, a replay that is late, lossy, dead or absent. When the
-//! faults end, every source has to come to rest, and then:
+//! A *program* is everything that follows from one seed: up to three engine processes with small caches, what they
+//! compute, announce and evict, and what happens to their batches on the way: loss, duplication, delay, truncation,
+//! broken and silent connections, restarts unseen, another engine at the same address, a replay that is late, lossy,
+//! dead or absent. When the faults end, every source has to come to rest, and then:
 //!
 //! - a source that says that it is live is credited with exactly the blocks that its engine has cached,
 //! - one that says that it is incomplete is credited with some of these, and never with any other.

@@ -1,9 +1,10 @@
 //! Virtual time, and a network that misbehaves as libzmq, TCP and vLLM's publisher let it.
 //!
-//! What is modelled of them: messages of one connection arrive in order, and none arrives on another connection. Batches
-//! published before a new connection's subscription has arrived are not seen by it. A broken connection is noticed at
-//! once, or, when the peer fell silent, after the heartbeat's timeout. A replay request takes a connection of its own, so it may reach another
-//! process than the live stream comes from; it is answered late, with losses, and even END may be lost.
+//! What is modelled of them: messages of one connection arrive in order, and none arrives on another connection.
+//! Batches published before a new connection's subscription has arrived are not seen by it. A broken connection is
+//! noticed at once, or, when the peer fell silent, after the heartbeat's timeout. A replay request takes a connection
+//! of its own, so it may reach another process than the live stream comes from; it is answered late, with losses, and
+//! even END may be lost.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

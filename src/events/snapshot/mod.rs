@@ -1,9 +1,9 @@
 //! What is known of a source at one moment, as bytes that another process can read.
 //!
-//! A snapshot is a claim and not yet knowledge: it says "once the publisher had sent this payload under this number, it held
-//! these blocks". Whoever restores it has the publisher replay that number first; only the same payload there shows that
-//! the claim is about the running process and not about one before it. That proof is the continuity machine's; the
-//! checks here are against damage and other releases alone, and a checksum is no signature.
+//! A snapshot is a claim and not yet knowledge: it says "once the publisher had sent this payload under this number, it
+//! held these blocks". Whoever restores it has the publisher replay that number first; only the same payload there
+//! shows that the claim is about the running process and not about one before it. That proof is the continuity
+//! machine's; the checks here are against damage and other releases alone, and a checksum is no signature.
 //!
 //! | bytes | what |
 //! |---|---|

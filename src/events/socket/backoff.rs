@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Pauses from 0 up to a bound that doubles with each failure in a row. Full jitter: of many who fail at the same moment, no two
-/// come back at the same moment.
+/// Pauses from 0 up to a bound that doubles with each failure in a row. Full jitter: of many who fail at the same
+/// moment, no two come back at the same moment.
 ///
 /// At its upper bound it is the source's circuit breaker: a publisher that is gone costs one attempt per half a minute.
 #[derive(Debug)]

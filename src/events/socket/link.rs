@@ -4,16 +4,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::events::continuity::SeqNo;
 
-/// A larger frame ends the connection. vLLM's batches are a few kilobytes, those of a full re-announcement some megabytes.
+/// A larger frame ends the connection. vLLM's batches are a few kilobytes, those of a full re-announcement some
+/// megabytes.
 const MAX_FRAME_BYTES: i64 = 16 << 20;
-/// Batches that may wait unread on the live stream: minutes of a busy engine. What is dropped beyond is a gap, which a replay fills.
+/// Batches that may wait unread on the live stream: minutes of a busy engine. What is dropped beyond is a gap, which a
+/// replay fills.
 pub(super) const LIVE_QUEUE: i32 = 10_000;
 /// Replies that may wait unread: vLLM's replay buffer by default.
 const REPLAY_QUEUE: i32 = 10_000;
 /// A dead peer is noticed after interval + timeout; shorter ones turn mere stalls into lost batches.
 const HEARTBEAT_INTERVAL_MS: i32 = 5_000;
 const HEARTBEAT_TIMEOUT_MS: i32 = 15_000;
-/// libzmq does not connect again by itself: it would do so with a socket whose messages may be of the former connection.
+/// libzmq does not connect again by itself: it would do so with a socket whose messages may be of the former
+/// connection.
 const NO_RECONNECT: i32 = -1;
 /// Sequence number of the END marker.
 const END: u64 = u64::MAX;

@@ -1,8 +1,8 @@
 //! A port that engines dial: their publishers connect, and one SUB socket hears them all.
 //!
-//! A message does not say which connection brought it, so identity is its topic, `kv@ip:port@model` (llm-d's form), and only
-//! what names a source that is listed here counts. Everybody who reaches the port can claim to be a listed endpoint: it
-//! must be open to the engines alone.
+//! A message does not say which connection brought it, so identity is its topic, `kv@ip:port@model` (llm-d's form), and
+//! only what names a source that is listed here counts. Everybody who reaches the port can claim to be a listed
+//! endpoint: it must be open to the engines alone.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -41,7 +41,8 @@ pub(super) enum LostPeer {
     Unknown,
 }
 
-/// Whether a ZMQ endpoint is one to bind: vLLM's publisher decides by the same sign (`kv_events.py`), from the other side.
+/// Whether a ZMQ endpoint is one to bind: vLLM's publisher decides by the same sign (`kv_events.py`), from the other
+/// side.
 pub(super) fn is_bound(endpoint: &str) -> bool {
     endpoint.starts_with("tcp://*:")
 }

@@ -1,12 +1,12 @@
 //! The event plane: few named threads that own the ZMQ sockets of many sources.
 //!
-//! A thread waits on all its sockets, at most `POLL_MS`; after that it takes commands and gives each source that has something to
-//! read a turn, and all of them a tick. Between socket and index there is no queue of ours: what a thread has no time for waits in
-//! the socket, and what does not fit there is a gap in the numbers, which the replay fills.
+//! A thread waits on all its sockets, at most `POLL_MS`; after that it takes commands and gives each source that has
+//! something to read a turn, and all of them a tick. Between socket and index there is no queue of ours: what a thread
+//! has no time for waits in the socket, and what does not fit there is a gap in the numbers, which the replay fills.
 //!
 //! A panic ends the source in whose turn it happened, and its credit, and no other; it is started again after a while.
-//! Identity is what was dialled: neither topic nor rank of a message is trusted. Engines that dial us are the exception, see
-//! `listener`.
+//! Identity is what was dialled: neither topic nor rank of a message is trusted. Engines that dial us are the
+//! exception, see `listener`.
 //!
 //! A connection has its own sockets, see `link`. Between connections a source waits, longer if they do not last, see
 //! `backoff`. At most `permits::MAX_REPLAYS` replays run at the same time.
@@ -170,7 +170,8 @@ impl EventPlane {
         self.thread_of(endpoint).send(Command::Suspect(endpoint));
     }
 
-    /// What is known of a source now; none when nothing is, or when its thread does not answer within [`SNAPSHOT_WAIT`].
+    /// What is known of a source now; none when nothing is, or when its thread does not answer within
+    /// [`SNAPSHOT_WAIT`].
     pub fn snapshot(&self, key: &SourceKey) -> Option<Snapshot> {
         let endpoint = self.endpoint_of(key)?;
         let (answer, snapshot) = sync_channel(1);
@@ -178,8 +179,8 @@ impl EventPlane {
         snapshot.recv_timeout(SNAPSHOT_WAIT).ok().flatten().map(|snapshot| *snapshot)
     }
 
-    /// Offers what was known of a source once: used if its publisher proves to be the same process. The latest offer for
-    /// a source that is not followed yet waits for it.
+    /// Offers what was known of a source once: used if its publisher proves to be the same process. The latest offer
+    /// for a source that is not followed yet waits for it.
     pub fn offer(&self, snapshot: Snapshot) {
         let snapshot = Box::new(snapshot);
         if let Some(endpoint) = self.endpoint_of(&snapshot.key) {

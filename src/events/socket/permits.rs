@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Replays of one router at the same time. Each keeps a publisher's only thread from publishing for up to a quarter of a second,
-/// and brings up to its whole buffer.
+/// Replays of one router at the same time. Each keeps a publisher's only thread from publishing for up to a quarter of
+/// a second, and brings up to its whole buffer.
 pub(super) const MAX_REPLAYS: usize = 8;
 
 /// Permits for replays, shared by all sources and given in the order in which they queued.

@@ -23,7 +23,8 @@ use crate::routing::index::PrefixIndex;
 pub(super) const MESSAGES_PER_TURN: usize = 256;
 /// A connection that stood this long was a good one.
 const LONG_CONNECTION: Duration = Duration::from_secs(10);
-/// Longest that an attempt to connect may take. libzmq tells of a refused one; of one that it has forgotten it does not.
+/// Longest that an attempt to connect may take. libzmq tells of a refused one; of one that it has forgotten it does
+/// not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What all sources share.
@@ -294,8 +295,8 @@ impl Subscription {
         }
     }
 
-    /// Whether a batch can be applied has to be known before it takes its place in the sequence. Decoding it twice costs less
-    /// than keeping what borrows from it.
+    /// Whether a batch can be applied has to be known before it takes its place in the sequence. Decoding it twice
+    /// costs less than keeping what borrows from it.
     fn payload(&self, seq: SeqNo, payload: Vec<u8>) -> Payload {
         match EventBatch::decode(&payload) {
             Ok(_) => Payload::Readable(payload),

@@ -2,12 +2,12 @@
 //!
 //! Every form that a release from 0.10 to 0.32 has sent is read (`vllm/distributed/kv_events.py`): events as arrays (up
 //! to 0.23) or maps, batches as arrays (every release) or a map (the main branch for a while), hashes as integers or
-//! byte strings. So are those of SGLang (`sglang/srt/disaggregation/kv_events.py`): vLLM's arrays without the fields after
-//! `lora_id`, and with hashes that are signed. Unknown fields are stepped over.
+//! byte strings. So are those of SGLang (`sglang/srt/disaggregation/kv_events.py`): vLLM's arrays without the fields
+//! after `lora_id`, and with hashes that are signed. Unknown fields are stepped over.
 //!
-//! Two kinds of trouble are kept apart. An event that is well-formed msgpack but not as the format says (an unknown tag,
-//! a field of another type, a required field missing) is skipped and counted; the rest of its batch stands. Damage to
-//! the msgpack itself (truncation, trailing bytes, a length beyond the payload, nesting deeper than 32 levels) is a
+//! Two kinds of trouble are kept apart. An event that is well-formed msgpack but not as the format says (an unknown
+//! tag, a field of another type, a required field missing) is skipped and counted; the rest of its batch stands. Damage
+//! to the msgpack itself (truncation, trailing bytes, a length beyond the payload, nesting deeper than 32 levels) is a
 //! [`WireError`], since nothing after it can be trusted.
 //!
 //! Strings, byte strings, token ids and extra keys borrow from the payload; only the lists of events and hashes are
@@ -204,8 +204,8 @@ pub enum ExtraItem<'a> {
     Other(&'a [u8]),
 }
 
-/// Level of the batch's fields, of the events, of their fields and of the items of their extra keys in a payload, whose top
-/// level is 1.
+/// Level of the batch's fields, of the events, of their fields and of the items of their extra keys in a payload, whose
+/// top level is 1.
 const BATCH_FIELD_DEPTH: u32 = 2;
 const EVENT_DEPTH: u32 = 3;
 const EVENT_FIELD_DEPTH: u32 = 4;

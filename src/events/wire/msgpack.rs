@@ -7,8 +7,8 @@
 /// Deepest nesting of a batch, the batch itself being level 1; vLLM's own batches have seven levels.
 pub(super) const MAX_DEPTH: u32 = 32;
 
-/// Hashes and extra keys of a batch: a step of vLLM, and the largest it could make, has far fewer. A hash of one byte becomes 24
-/// in memory, so that without a bound a frame would take many times its size.
+/// Hashes and extra keys of a batch: a step of vLLM, and the largest it could make, has far fewer. A hash of one byte
+/// becomes 24 in memory, so that without a bound a frame would take many times its size.
 pub(super) const MAX_ITEMS: usize = 1 << 18;
 
 /// Events of a batch, for the same reason: each takes about 200 bytes.

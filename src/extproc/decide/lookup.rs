@@ -1,8 +1,8 @@
 //! What the endpoints of a pool hold of a prompt.
 //!
-//! Where engines announce their blocks, the index says; blocks that our own recent picks will have them compute count as well,
-//! as long as they have not been announced (`promises`). Where nothing is announced, because the pool does not follow
-//! events or none has come yet, the picks themselves are the index: in blocks of our own, for their own time.
+//! Where engines announce their blocks, the index says; blocks that our own recent picks will have them compute count
+//! as well, as long as they have not been announced (`promises`). Where nothing is announced, because the pool does not
+//! follow events or none has come yet, the picks themselves are the index: in blocks of our own, for their own time.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,8 +56,8 @@ impl Lookup {
         self.chains.iter().max_by_key(|chain| chain.hashes.len())
     }
 
-    /// Notes what the picked endpoint is going to hold: in the keyspace in which it holds something, since its source writes there;
-    /// where that is not known, in each.
+    /// Notes what the picked endpoint is going to hold: in the keyspace in which it holds something, since its source
+    /// writes there; where that is not known, in each.
     pub(super) fn promise(&self, pool: &Pool, endpoint: &Arc<Endpoint>, now: Millis) -> Vec<Promised> {
         let most_held = self.chains.iter().max_by_key(|chain| chain.n_held(endpoint.id) * chain.block_size.get());
         match most_held.filter(|chain| chain.n_held(endpoint.id) > 0) {
@@ -108,8 +108,8 @@ impl Router {
         Lookup { prompt_tokens, matches, chains, basis }
     }
 
-    /// Matches in every keyspace in which some source has blocks; an endpoint that has blocks in several counts with its
-    /// best.
+    /// Matches in every keyspace in which some source has blocks; an endpoint that has blocks in several counts with
+    /// its best.
     fn announced_matches(
         &self,
         question: &Question<'_>,
@@ -155,8 +155,8 @@ impl Router {
 }
 
 impl Question<'_> {
-    /// The tokens that could be reused: the engine computes at least the last one of a prompt, so it never reuses the block
-    /// that holds it.
+    /// The tokens that could be reused: the engine computes at least the last one of a prompt, so it never reuses the
+    /// block that holds it.
     fn reusable(&self) -> &[u32] {
         let ids = &self.tokens.ids;
         &ids[..ids.len().saturating_sub(1)]

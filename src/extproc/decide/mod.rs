@@ -56,7 +56,8 @@ pub struct Routed {
     pub decision: Decision,
     /// Counts the request for its endpoint, from the moment of the pick.
     pub in_flight: InFlight,
-    /// The blocks that the endpoint is going to hold, by keyspace; none where it holds them, or where they are not known.
+    /// The blocks that the endpoint is going to hold, by keyspace; none where it holds them, or where they are not
+    /// known.
     pub promised: Vec<Promised>,
     /// The pool it was picked from.
     pub pool: Arc<Pool>,
@@ -208,8 +209,8 @@ impl Router {
             None => (Err(Fallback::UnreadableBody), None),
         };
         if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
-            // The engine does as the client says, so what its other ranks hold is of no use. Of what is promised nobody knows
-            // on which rank it will be.
+            // The engine does as the client says, so what its other ranks hold is of no use. Of what is promised nobody
+            // knows on which rank it will be.
             let has_ranks =
                 |id| endpoints.endpoints.iter().any(|endpoint| endpoint.id == id && endpoint.ranks.count() > 1);
             lookup.matches.retain(|found| found.rank.map_or_else(|| !has_ranks(found.endpoint), |found| found == rank));
@@ -341,15 +342,16 @@ impl Router {
     }
 }
 
-/// The rank whose match was credited, where there is more than one to choose from. Without a match vLLM balances its ranks
-/// by itself, and better, for it sees all their queues. The header is the same for every attempt: a runner-up without that
-/// rank would refuse the request.
+/// The rank whose match was credited, where there is more than one to choose from. Without a match vLLM balances its
+/// ranks by itself, and better, for it sees all their queues. The header is the same for every attempt: a runner-up
+/// without that rank would refuse the request.
 fn steered_rank(pick: &Pick) -> Option<u32> {
     let rank = pick.rank.filter(|_| pick.endpoint.ranks.count() > 1)?;
     pick.alternate.as_ref().is_none_or(|alternate| alternate.ranks.contains(rank)).then_some(rank)
 }
 
-/// What the request adds to the hashes of its blocks. An answer that was rendered has the engine's own reading of the salt.
+/// What the request adds to the hashes of its blocks. An answer that was rendered has the engine's own reading of the
+/// salt.
 fn scope(target: &Target, cache_salt: Option<String>, tokens: &Tokens) -> Scope {
     let cache_salt = tokens.cache_salt.clone().or(cache_salt);
     Scope {

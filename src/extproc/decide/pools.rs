@@ -62,7 +62,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// The kinds of extra keys in the hashes of a prompt's first `n_tokens`, which must be proved before a match may be believed.
+    /// The kinds of extra keys in the hashes of a prompt's first `n_tokens`, which must be proved before a match may be
+    /// believed.
     pub(super) fn required_kinds(&self, scope: &Scope, n_tokens: usize) -> KeyKinds {
         let adapter = match self.adapter_idx {
             Some(adapter_idx) => {

@@ -1,16 +1,17 @@
 //! vLLM's block hashes, exactly as the engine computes them.
 //!
-//! `h_i = H(ser((parent, (t_0, …, t_{B-1}), extra)))` for every full block of B tokens; the parent of the first block is
-//! `NONE_HASH = H(ser(PYTHONHASHSEED))`, and `extra` is none or a tuple of tagged tuples (vLLM 0.32.0,
+//! `h_i = H(ser((parent, (t_0, …, t_{B-1}), extra)))` for every full block of B tokens; the parent of the first block
+//! is `NONE_HASH = H(ser(PYTHONHASHSEED))`, and `extra` is none or a tuple of tagged tuples (vLLM 0.32.0,
 //! `v1/core/kv_cache_utils.py`). `ser` is pickle protocol 5 (`pickle`) or canonical CBOR (`cbor`), `H` is SHA-256 or
 //! XXH3-128. Checked against the engine's own output for every algorithm, root and kind of extra key.
 //!
 //! One limit, dictated by CPython: pickle refers back to an object that it has written before, and whether two equal
 //! strings are one object depends on the process. Equal strings within a block are taken as one object, as vLLM's
-//! request processing makes them where they come from one request field. The same image twice within a block is therefore
-//! hashed as some engines do and others do not; what does not match is no hit.
+//! request processing makes them where they come from one request field. The same image twice within a block is
+//! therefore hashed as some engines do and others do not; what does not match is no hit.
 //!
-//! Cost: about one compression of the hash per 64 bytes of serialized block; in a chain a plain block allocates nothing.
+//! Cost: about one compression of the hash per 64 bytes of serialized block; in a chain a plain block allocates
+//! nothing.
 
 mod cbor;
 pub mod own;
@@ -252,8 +253,8 @@ impl Scope {
         overlapping.map(move |item| (&item.identifier, i64::from(item.offset) - start as i64))
     }
 
-    /// Whether a multimodal item is in the first `n_tokens` of the prompt: the hashes of the blocks that they fill then depend on
-    /// how the engine hashes such items.
+    /// Whether a multimodal item is in the first `n_tokens` of the prompt: the hashes of the blocks that they fill then
+    /// depend on how the engine hashes such items.
     pub fn has_mm_in_first(&self, n_tokens: usize) -> bool {
         self.mm.first().is_some_and(|item| (item.offset as usize) < n_tokens)
     }

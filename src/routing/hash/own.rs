@@ -1,11 +1,12 @@
 //! Our own block hashes, for engines whose hashes we cannot compute.
 //!
-//! `k_i = X(k_{i-1}, X(t_0, …, t_{B-1}, extra))` with X = XXH3-64 under a fixed seed; the key before the first block is X of the
-//! model's name. The same on every replica and in every version, so that what one has learned another can use. The inner
-//! hash, the block's *content*, is all that must be kept of a block whose predecessors are not known yet.
+//! `k_i = X(k_{i-1}, X(t_0, …, t_{B-1}, extra))` with X = XXH3-64 under a fixed seed; the key before the first block is
+//! X of the model's name. The same on every replica and in every version, so that what one has learned another can use.
+//! The inner hash, the block's *content*, is all that must be kept of a block whose predecessors are not known yet.
 //!
-//! Extra keys are tagged by what they are, so that a salt never looks like an adapter's name. The events show the name of an
-//! adapter and not its path: two adapters of one name would be taken for one, and an engine has only one of each name.
+//! Extra keys are tagged by what they are, so that a salt never looks like an adapter's name. The events show the name
+//! of an adapter and not its path: two adapters of one name would be taken for one, and an engine has only one of each
+//! name.
 //!
 //! No secret is involved: who can choose prompts could make two of them collide, which costs a wrong guess where a
 //! prompt is cached, and nothing else.

@@ -1,7 +1,7 @@
 //! Pickle protocol 5 of a block, byte for byte as CPython's C pickler writes it.
 //!
-//! `80 05`, then the body in frames (`95`, length as u64 little-endian). Strings, bytes and tuples are memoized (`94`); a
-//! string that occurs again is written as a reference to its memo index. A frame ends before the first value that
+//! `80 05`, then the body in frames (`95`, length as u64 little-endian). Strings, bytes and tuples are memoized (`94`);
+//! a string that occurs again is written as a reference to its memo index. A frame ends before the first value that
 //! starts 64 KiB or more into it, so a block of up to 13,000 tokens has one frame; a string of 64 KiB or more stands
 //! between two frames (CPython 3.12, `Modules/_pickle.c`, `_Pickler_OpcodeBoundary` and `_Pickler_write_bytes`).
 

@@ -1,8 +1,8 @@
 //! The inner level of the index: block hash → holders, in shards.
 //!
 //! papaya copies a table that has become too small, or that removals have filled with tombstones, at once: some ten
-//! milliseconds for a million blocks, in which events wait. Shards make that a sixty-fourth, and share one collector, so
-//! that a lookup over all of them takes one guard. Readers never wait for a copy.
+//! milliseconds for a million blocks, in which events wait. Shards make that a sixty-fourth, and share one collector,
+//! so that a lookup over all of them takes one guard. Readers never wait for a copy.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;

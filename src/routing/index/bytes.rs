@@ -1,17 +1,18 @@
 //! How much memory the index may take, counted where blocks enter and leave.
 //!
-//! What a block costs depends on when its tables grew last, and a growing table exists twice for a moment. The constants are
-//! those of the worst moment, so that the process never takes more than was counted; most of the time it takes less.
-//! `tests/memory.rs` holds a stream of blocks that never ends against the cap.
+//! What a block costs depends on when its tables grew last, and a growing table exists twice for a moment. The
+//! constants are those of the worst moment, so that the process never takes more than was counted; most of the time it
+//! takes less. `tests/memory.rs` holds a stream of blocks that never ends against the cap.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of one block of one slot at the worst moment.
 ///
-/// The shared map: an entry of 24 bytes in a chunk of 32, and 9 bytes of table per place, of which 3/8 may be in use after
-/// the table has doubled, while the half as large one is still there (24 + 12). The writer's set: 9 bytes per place, 7/16 of
-/// them in use after doubling, and the old table beside it (21 + 10). A further holder of the same block costs less.
+/// The shared map: an entry of 24 bytes in a chunk of 32, and 9 bytes of table per place, of which 3/8 may be in use
+/// after the table has doubled, while the half as large one is still there (24 + 12). The writer's set: 9 bytes per
+/// place, 7/16 of them in use after doubling, and the old table beside it (21 + 10). A further holder of the same block
+/// costs less.
 pub const BLOCK_BYTES: usize = 104;
 
 /// Bytes for remembering that a block has more than one copy: 17 per place of a table, counted like [`BLOCK_BYTES`].

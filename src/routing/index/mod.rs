@@ -3,15 +3,16 @@
 //! Outer level: [`Keyspace`] → [`KeyspaceIndex`], a map that is rarely written. Inner level: [`BlockHash`] → the
 //! slots that hold the block, as a small immutable set. Neither is ever locked by a reader.
 //!
-//! A *slot* stands for one tier in one generation of one source, that is, in one life of one rank of one endpoint as far
-//! as it is known. It has one writer ([`SlotWriter`]), and an entry that says whose it is. A reader notes all entries
-//! before it walks a chain and compares them afterwards: a slot that was retired, cleared or given to somebody else
-//! meanwhile gets no credit. Retiring is therefore one atomic store; the blocks are swept afterwards, and only a swept
-//! slot is used again.
+//! A *slot* stands for one tier in one generation of one source, that is, in one life of one rank of one endpoint as
+//! far as it is known. It has one writer ([`SlotWriter`]), and an entry that says whose it is. A reader notes all
+//! entries before it walks a chain and compares them afterwards: a slot that was retired, cleared or given to somebody
+//! else meanwhile gets no credit. Retiring is therefore one atomic store; the blocks are swept afterwards, and only a
+//! swept slot is used again.
 //!
 //! Guarantees: a lookup gives for each rank of each endpoint the exact length of the run of the chain, from its first
-//! block, that it holds on its GPU, and how far other tiers continue it, while nothing is written. While a chain is being written the answer is one that was
-//! true of each block when it was read. What is in doubt is counted too low, never too high.
+//! block, that it holds on its GPU, and how far other tiers continue it, while nothing is written. While a chain is
+//! being written the answer is one that was true of each block when it was read. What is in doubt is counted too low,
+//! never too high.
 //!
 //! Cost: a lookup allocates nothing once its [`Overlaps`] is warm; it loads two words per slot in use, then makes one
 //! map lookup per block until no run is left. Memory is bounded per slot and over all keyspaces ([`IndexLimits`]): at a
@@ -112,7 +113,8 @@ impl KeyKinds {
         self.0 == 0
     }
 
-    /// Names of the kinds, for people: `plain`, `salt`, `multimodal`, and adapters by their position in the configuration.
+    /// Names of the kinds, for people: `plain`, `salt`, `multimodal`, and adapters by their position in the
+    /// configuration.
     pub fn names(self) -> Vec<String> {
         let named = [(Self::PLAIN, "plain"), (Self::SALT, "salt"), (Self::MM, "multimodal")];
         let named = named.map(|(kind, name)| (kind, name.to_owned()));
@@ -186,8 +188,8 @@ impl PrefixIndex {
         Self { keyspaces: blocking_map(RandomState::new()), limits, account: Account::new(limits.bytes) }
     }
 
-    /// The index of `keyspace`, created when it is new. One that nobody has a slot in may be dropped when another is made:
-    /// to write, use [`Self::acquire`].
+    /// The index of `keyspace`, created when it is new. One that nobody has a slot in may be dropped when another is
+    /// made: to write, use [`Self::acquire`].
     pub fn keyspace(&self, keyspace: &Keyspace) -> Arc<KeyspaceIndex> {
         let keyspaces = self.keyspaces.pin();
         if let Some(index) = keyspaces.get(keyspace) {

@@ -18,7 +18,8 @@ pub struct Match {
     pub n_offloaded: u32,
 }
 
-/// Result of a lookup: how many blocks of a chain each rank of each endpoint holds. Reuse it: its buffers stay allocated.
+/// Result of a lookup: how many blocks of a chain each rank of each endpoint holds. Reuse it: its buffers stay
+/// allocated.
 #[derive(Debug, Default)]
 pub struct Overlaps {
     /// Owner of each slot when the lookup began, [`Owner::DEAD`] where there is no credit.

@@ -148,7 +148,8 @@ impl SlotTable {
     /// Takes the slot's credit away at once. Its blocks still name it: sweep them, then [`Self::revive`] or
     /// [`Self::release`] it.
     pub(super) fn kill(&self, slot: SlotId) {
-        // Sequentially consistent, as is all that readers compare: it costs nothing here and keeps the protocol easy to argue.
+        // Sequentially consistent, as is all that readers compare: it costs nothing here and keeps the protocol easy to
+        // argue.
         self.slot(slot).owner.store(Owner::DEAD.0, Ordering::SeqCst);
     }
 

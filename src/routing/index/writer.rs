@@ -17,8 +17,8 @@ pub struct StoreOutcome {
     pub n_new: u32,
     /// Further copies of blocks that it held.
     pub n_copies: u32,
-    /// Blocks refused because the slot or the index is full, and copies not remembered for that reason or because too many
-    /// blocks have copies.
+    /// Blocks refused because the slot or the index is full, and copies not remembered for that reason or because too
+    /// many blocks have copies.
     pub n_refused: u32,
 }
 
@@ -61,9 +61,9 @@ fn mixed(BlockHash(hash): BlockHash) -> u64 {
 
 /// Writes one slot of a [`KeyspaceIndex`]: what one generation of one source holds on one tier.
 ///
-/// An engine announces each physical copy of a block, so a block stored twice and removed once stays. The index knows the first copy;
-/// the others are counted here, in a bounded map. When it is full, a further copy is not remembered and the block leaves
-/// with its first removal: the count is too low, never too high.
+/// An engine announces each physical copy of a block, so a block stored twice and removed once stays. The index knows
+/// the first copy; the others are counted here, in a bounded map. When it is full, a further copy is not remembered and
+/// the block leaves with its first removal: the count is too low, never too high.
 ///
 /// Dropping the writer retires the slot, also while a panic unwinds.
 #[derive(Debug)]
@@ -169,7 +169,8 @@ impl SlotWriter {
         self.bytes.release(n_bytes);
     }
 
-    /// Drops all blocks; for readers at once. What is proved stays proved; what was charged beside the slot is released.
+    /// Drops all blocks; for readers at once. What is proved stays proved; what was charged beside the slot is
+    /// released.
     pub fn clear(&mut self) {
         self.index.slots.kill(self.slot);
         self.sweep();

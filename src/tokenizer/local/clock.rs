@@ -1,7 +1,8 @@
 //! `strftime_now` of transformers: today's date for templates that print it.
 //!
-//! Only what stays the same for a whole day is written, in UTC, which is the clock of an engine's container unless someone set
-//! another. Around midnight the engine's clock may already, or still, say another day: then nothing is written at all.
+//! Only what stays the same for a whole day is written, in UTC, which is the clock of an engine's container unless
+//! someone set another. Around midnight the engine's clock may already, or still, say another day: then nothing is
+//! written at all.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -2,31 +2,35 @@
 //!
 //! # Why a prompt may be cut
 //!
-//! The tokenizers library (0.23, `AddedVocabulary::extract_and_normalize`) first cuts a text at the added tokens that are not
-//! normalized, by one scan from left to right which takes the leftmost match and of those the longest. Normalizer, pre-tokenizer
-//! and model then see each piece between them by itself. So the tokens up to the end of such a token are those of the text up to
-//! there, whatever follows, if the scan finds that token whatever follows. It does when
+//! The tokenizers library (0.23, `AddedVocabulary::extract_and_normalize`) first cuts a text at the added tokens that
+//! are not normalized, by one scan from left to right which takes the leftmost match and of those the longest.
+//! Normalizer, pre-tokenizer and model then see each piece between them by itself. So the tokens up to the end of such
+//! a token are those of the text up to there, whatever follows, if the scan finds that token whatever follows. It does
+//! when
 //!
 //! - no other added token goes on where this one ends: this one is no part of another one, but for its end;
-//! - it keeps to itself: `lstrip` and `rstrip` would take spaces from a piece, `single_word` looks at what follows, and a token
-//!   that begins or ends with space could lose it to a neighbour that strips;
+//! - it keeps to itself: `lstrip` and `rstrip` would take spaces from a piece, `single_word` looks at what follows, and
+//!   a token that begins or ends with space could lose it to a neighbour that strips;
 //! - it is `special`, as the boundaries of messages are. Others are often plain words that happen to be added.
 //!
-//! The token that models give for unknown characters is left out too, so that a boundary's id in the tokens means that boundary.
+//! The token that models give for unknown characters is left out too, so that a boundary's id in the tokens means that
+//! boundary.
 //!
-//! What follows a boundary is tokenized *with* the boundary's token in front, whose id is then dropped. A pre-tokenizer that treats
-//! the beginning of a text in its own way (`Metaspace` with `prepend_scheme: first`) so finds the same as in the whole text. A
-//! post-processor only puts tokens around all of it, and these are told once when the tokenizer is loaded.
+//! What follows a boundary is tokenized *with* the boundary's token in front, whose id is then dropped. A pre-tokenizer
+//! that treats the beginning of a text in its own way (`Metaspace` with `prepend_scheme: first`) so finds the same as
+//! in the whole text. A post-processor only puts tokens around all of it, and these are told once when the tokenizer is
+//! loaded.
 //!
-//! Since all of this rests on the library's ways, it is tried on samples when a tokenizer is loaded, and 1 reuse in 1,000 is
-//! compared with the whole text's tokens. One difference switches the cache off for the model.
+//! Since all of this rests on the library's ways, it is tried on samples when a tokenizer is loaded, and 1 reuse in
+//! 1,000 is compared with the whole text's tokens. One difference switches the cache off for the model.
 //!
 //! # What is kept
 //!
-//! Keys are 128-bit hashes of the text up to a boundary, keyed at random for this process, and values are the tokens since the
-//! boundary before: a conversation of n tokens costs n tokens, not n per turn. A prefix is reused as far as all its parts are
-//! there. Boundaries that come too close together are skipped, always the same ones, since that depends on the text before them
-//! alone. Finding boundaries and hashing are linear in the whole text, at a small part of the cost of tokenizing it.
+//! Keys are 128-bit hashes of the text up to a boundary, keyed at random for this process, and values are the tokens
+//! since the boundary before: a conversation of n tokens costs n tokens, not n per turn. A prefix is reused as far as
+//! all its parts are there. Boundaries that come too close together are skipped, always the same ones, since that
+//! depends on the text before them alone. Finding boundaries and hashing are linear in the whole text, at a small part
+//! of the cost of tokenizing it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -202,8 +206,8 @@ impl Conversations {
         false
     }
 
-    /// Keeps the tokens of the parts from `n_known` on. Where each part ends is told by the tokens of the boundaries: all of them
-    /// have to be there, in the order of the text, and no others. Where they are not, nothing is kept.
+    /// Keeps the tokens of the parts from `n_known` on. Where each part ends is told by the tokens of the boundaries:
+    /// all of them have to be there, in the order of the text, and no others. Where they are not, nothing is kept.
     fn keep(&self, cuts: &Cuts, n_known: usize, ids: &[u32]) {
         let parts = &cuts.parts[n_known..];
         let places: Vec<usize> = (0..ids.len()).filter(|at| self.boundaries.has_id(ids[*at])).collect();
@@ -407,8 +411,8 @@ fn keeps_to_itself(token: &AddedToken) -> bool {
         && !token.content.is_empty()
 }
 
-/// For each token, whether another one has it in it and goes on after it. One pass over all of them, since some models have
-/// thousands.
+/// For each token, whether another one has it in it and goes on after it. One pass over all of them, since some models
+/// have thousands.
 fn going_on(added: &[(u32, AddedToken)]) -> Option<Vec<bool>> {
     let contents = added.iter().map(|(_, token)| token.content.as_bytes());
     let scan = AhoCorasick::builder().match_kind(MatchKind::Standard).build(contents).ok()?;

@@ -1,5 +1,5 @@
-//! JSON as Python's `json.dumps` writes it, for the filter `tojson`: with spaces after the separators, floats as `repr` has them, and
-//! only those escapes that JSON needs.
+//! JSON as Python's `json.dumps` writes it, for the filter `tojson`: with spaces after the separators, floats as `repr`
+//! has them, and only those escapes that JSON needs.
 
 use std::fmt::Write as _;
 
@@ -168,7 +168,8 @@ pub(super) fn float(number: f64) -> String {
     out
 }
 
-/// `float.__repr__`: the shortest digits that read back as the same number, with an exponent below 1e-4 and from 1e16 on.
+/// `float.__repr__`: the shortest digits that read back as the same number, with an exponent below 1e-4 and from 1e16
+/// on.
 fn write_float(out: &mut String, number: f64) {
     if !number.is_finite() {
         let name = if number.is_nan() {

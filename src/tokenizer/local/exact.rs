@@ -1,8 +1,8 @@
 //! Which templates are rendered here at all: those that use nothing but what is known to do what Jinja2 does.
 //!
-//! Operators cannot be replaced in minijinja, and `~` makes text of any value. So every operand of `~` that is not surely text
-//! gets a filter behind it ([`guard`]) which refuses what Python would write in another way; likewise for `+` in templates
-//! that mark text as safe. The outcome is parsed again and must have all of its operands guarded.
+//! Operators cannot be replaced in minijinja, and `~` makes text of any value. So every operand of `~` that is not
+//! surely text gets a filter behind it ([`guard`]) which refuses what Python would write in another way; likewise for
+//! `+` in templates that mark text as safe. The outcome is parsed again and must have all of its operands guarded.
 
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, UnaryOpKind};
 use minijinja::{Error, ErrorKind};
@@ -161,8 +161,8 @@ fn has_strange_name(filter: &str, args: &[CallArg<'_>]) -> bool {
     })
 }
 
-/// The source with a filter behind each operand of `~` (and of `+`, where text is marked as safe) that may be anything, and how
-/// many filters these are.
+/// The source with a filter behind each operand of `~` (and of `+`, where text is marked as safe) that may be anything,
+/// and how many filters these are.
 ///
 /// # Errors
 /// An operand that can have no filter.

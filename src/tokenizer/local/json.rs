@@ -1,7 +1,8 @@
 //! JSON as Python's `json.loads` reads it.
 //!
-//! A chat template prints tools and arguments, so each key's place and each number's digits end up as tokens. Objects keep the
-//! client's order (a repeated key keeps its first place and its last value, as in a `dict`). Numbers that Python holds and we do not (integers beyond 64 bits) fail where they are used.
+//! A chat template prints tools and arguments, so each key's place and each number's digits end up as tokens. Objects
+//! keep the client's order (a repeated key keeps its first place and its last value, as in a `dict`). Numbers that
+//! Python holds and we do not (integers beyond 64 bits) fail where they are used.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -174,14 +175,15 @@ impl<'de> Visitor<'de> for JsonVisitor {
 /// Longest text that is read number by number, which takes as many passes as there are levels of nesting.
 const MAX_EXACT: usize = 256 << 10;
 
-/// Reads a text. Only where a number may have lost digits, it is read again, slower, with an eye on how each number is written.
-/// In a long text such a number stays [`Json::Big`], which no template can use.
+/// Reads a text. Only where a number may have lost digits, it is read again, slower, with an eye on how each number is
+/// written. In a long text such a number stays [`Json::Big`], which no template can use.
 pub(super) fn read(text: &str) -> serde_json::Result<Json> {
     let json: Json = serde_json::from_str(text)?;
     if json.has_big() && text.len() <= MAX_EXACT { exact(serde_json::from_str(text)?) } else { Ok(json) }
 }
 
-/// Reads every number by its text: with a point or an exponent it is a float for Python, otherwise an integer of any length.
+/// Reads every number by its text: with a point or an exponent it is a float for Python, otherwise an integer of any
+/// length.
 fn exact(raw: &RawValue) -> serde_json::Result<Json> {
     let text = raw.get();
     match text.as_bytes().first() {
@@ -209,8 +211,9 @@ fn exact(raw: &RawValue) -> serde_json::Result<Json> {
     }
 }
 
-/// What Python's `json.loads` makes of the arguments of a tool call (vLLM 0.32.0 `_postprocess_messages`): an object as it is;
-/// any other value, and text that is no JSON, become an empty object. None where Python would go on and we cannot.
+/// What Python's `json.loads` makes of the arguments of a tool call (vLLM 0.32.0 `_postprocess_messages`): an object as
+/// it is; any other value, and text that is no JSON, become an empty object. None where Python would go on and we
+/// cannot.
 pub(super) fn arguments(text: &str) -> Option<Object> {
     match read(text) {
         Ok(Json::Object(object)) => Some(object),

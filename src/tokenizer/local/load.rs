@@ -1,14 +1,15 @@
 //! Reads a model's tokenizer from a directory, as vLLM 0.32.0 with transformers 5.19 loads it (`TokenizersBackend`).
 //!
-//! `tokenizer.json` is the tokenizer. The other files add special tokens to it that it does not know as such, and name them for
-//! the template: `tokenizer_config.json` and, where that lists no `added_tokens_decoder`, `special_tokens_map.json` and
-//! `added_tokens.json`. Truncation and padding are switched off, as the engine does for every call.
+//! `tokenizer.json` is the tokenizer. The other files add special tokens to it that it does not know as such, and name
+//! them for the template: `tokenizer_config.json` and, where that lists no `added_tokens_decoder`,
+//! `special_tokens_map.json` and `added_tokens.json`. Truncation and padding are switched off, as the engine does for
+//! every call.
 //!
 //! Templates come from `chat_template.jinja` and `additional_chat_templates/*.jinja`, which hide those of
 //! `tokenizer_config.json`. A processor's `chat_template.json` goes before them where a request has no tools.
 //!
-//! Some tokenizer classes of transformers build their own normalizer and pre-tokenizer and take only the vocabulary from the
-//! file. Whether that comes to the same is for the comparison with the engine to say.
+//! Some tokenizer classes of transformers build their own normalizer and pre-tokenizer and take only the vocabulary
+//! from the file. Whether that comes to the same is for the comparison with the engine to say.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -251,8 +252,8 @@ impl SpecialTokens {
         self.named.iter().map(|(name, token)| (name.clone(), token.content.clone())).collect()
     }
 
-    /// What transformers adds to the tokenizer: the listed tokens that it knows in another way or not at all, and the special
-    /// ones that it does not know as added tokens.
+    /// What transformers adds to the tokenizer: the listed tokens that it knows in another way or not at all, and the
+    /// special ones that it does not know as added tokens.
     fn missing(&self, tokenizer: &Tokenizer) -> Vec<AddedToken> {
         let added = by_content(tokenizer);
         let special: HashSet<&str> = self.named.iter().map(|(_, token)| token.content.as_str()).collect();

@@ -1,10 +1,11 @@
 //! From the messages of a request to the messages that a chat template sees, as vLLM 0.32.0 goes.
 //!
 //! Two things happen to a message there. It is first fitted to one of several typed shapes (pydantic's smart union over
-//! `ChatCompletionMessageParam`, `renderers/chat_utils.py`): the shape with the most known fields wins, the first of equals.
-//! Unknown fields survive, behind the known ones. OpenAI's shapes take only the parts that they know and no bare strings in a list;
-//! vLLM's own takes nearly all parts, but no null content. Then the message is rebuilt from some of its fields
-//! (`_parse_chat_message_content`), and the arguments of tool calls become objects (`_postprocess_messages`).
+//! `ChatCompletionMessageParam`, `renderers/chat_utils.py`): the shape with the most known fields wins, the first of
+//! equals. Unknown fields survive, behind the known ones. OpenAI's shapes take only the parts that they know and no
+//! bare strings in a list; vLLM's own takes nearly all parts, but no null content. Then the message is rebuilt from
+//! some of its fields (`_parse_chat_message_content`), and the arguments of tool calls become objects
+//! (`_postprocess_messages`).
 //!
 //! What the engine refuses, and what is too rare to be worth following, is [`Unsupported`].
 
@@ -363,8 +364,8 @@ fn text_part(part: Part) -> Json {
     Json::Object(part.unknown.behind([("type", Json::text("text")), ("text", Json::Str(part.text))]))
 }
 
-/// The engine drops a line that changes with every request of one client (`_strip_claude_code_billing_header`); only parts of
-/// type `text` and bare strings are looked at.
+/// The engine drops a line that changes with every request of one client (`_strip_claude_code_billing_header`); only
+/// parts of type `text` and bare strings are looked at.
 fn keep_without_billing_header(part: &mut Part) -> bool {
     const HEADER: &str = "x-anthropic-billing-header";
     let is_looked_at = matches!(part.kind, PartKind::Content | PartKind::Plain | PartKind::Text);

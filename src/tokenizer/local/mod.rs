@@ -1,17 +1,18 @@
 //! The second tokenizer: the model's own `tokenizer.json` and chat template, run here.
 //!
-//! [`LocalTokenizer::tokenize`] gives for the body of a `/tokenize` call the ids that vLLM 0.32.0 gives, or says that it cannot
-//! ([`Unsupported`]) and leaves the question to the engine. Nothing is guessed: what the engine refuses, what needs more than text,
-//! and what Python does in a way that is not followed here exactly is unsupported. What the files cannot tell (another template on
-//! the engine's command line, its defaults for template arguments, a tokenizer class that builds its own pre-tokenizer) only a
-//! comparison with the engine shows; whoever uses this module compares.
+//! [`LocalTokenizer::tokenize`] gives for the body of a `/tokenize` call the ids that vLLM 0.32.0 gives, or says that
+//! it cannot ([`Unsupported`]) and leaves the question to the engine. Nothing is guessed: what the engine refuses, what
+//! needs more than text, and what Python does in a way that is not followed here exactly is unsupported. What the files
+//! cannot tell (another template on the engine's command line, its defaults for template arguments, a tokenizer class
+//! that builds its own pre-tokenizer) only a comparison with the engine shows; whoever uses this module compares.
 //!
-//! A body goes through `request` (its fields), `messages` and `tools` (what the engine makes of them), `template` (the text)
-//! and `conversation` (the tokens, reused as far as an earlier prompt began the same way). `load` reads the files.
+//! A body goes through `request` (its fields), `messages` and `tools` (what the engine makes of them), `template` (the
+//! text) and `conversation` (the tokens, reused as far as an earlier prompt began the same way). `load` reads the
+//! files.
 //!
-//! Everything here is computation on the caller's thread: some 2 µs per token that is not reused. A text is at most [`MAX_TEXT`]
-//! bytes long and a rendering at most some million steps; templates and tokenizers are the operator's, and are trusted not to be
-//! slower than that.
+//! Everything here is computation on the caller's thread: some 2 µs per token that is not reused. A text is at most
+//! [`MAX_TEXT`] bytes long and a rendering at most some million steps; templates and tokenizers are the operator's, and
+//! are trusted not to be slower than that.
 
 mod clock;
 mod conversation;
@@ -131,8 +132,8 @@ impl std::fmt::Debug for LocalTokenizer {
 }
 
 impl LocalTokenizer {
-    /// Loads what lies at `path`: a directory with `tokenizer.json`, or such a file. Without a chat template only completions
-    /// are answered. Blocks for as long as reading the files takes, some 100 ms for a large vocabulary.
+    /// Loads what lies at `path`: a directory with `tokenizer.json`, or such a file. Without a chat template only
+    /// completions are answered. Blocks for as long as reading the files takes, some 100 ms for a large vocabulary.
     ///
     /// # Errors
     /// [`LoadError`], which names the file and what was expected of it.
@@ -175,14 +176,14 @@ impl LocalTokenizer {
         LocalStatus { conversations }
     }
 
-    /// Whether an audit found reused tokens that are not those of the whole text. What was answered before may be wrong too, so
-    /// whoever keeps answers forgets them. As cheap as reading a flag.
+    /// Whether an audit found reused tokens that are not those of the whole text. What was answered before may be wrong
+    /// too, so whoever keeps answers forgets them. As cheap as reading a flag.
     pub fn is_doubted(&self) -> bool {
         self.conversations.as_ref().is_some_and(Conversations::is_disabled)
     }
 
-    /// Why chats with or without tools cannot be rendered, if so: for the log when the tokenizer is loaded. The reason is about
-    /// the template's source and quotes no prompt.
+    /// Why chats with or without tools cannot be rendered, if so: for the log when the tokenizer is loaded. The reason
+    /// is about the template's source and quotes no prompt.
     pub fn template_fault(&self) -> Option<String> {
         [true, false].into_iter().find_map(|has_tools| match self.templates.choose(has_tools) {
             None => Some("there is no chat template".to_owned()),
@@ -191,8 +192,9 @@ impl LocalTokenizer {
         })
     }
 
-    /// The class in `tokenizer_config.json`, if it may build a pre-tokenizer of its own, as `LlamaTokenizer` and `GemmaTokenizer` do
-    /// in transformers 5: then the tokens here may not be the engine's, and only a comparison tells.
+    /// The class in `tokenizer_config.json`, if it may build a pre-tokenizer of its own, as `LlamaTokenizer` and
+    /// `GemmaTokenizer` do in transformers 5: then the tokens here may not be the engine's, and only a comparison
+    /// tells.
     pub fn unproved_class(&self) -> Option<&str> {
         self.unproved_class.as_deref()
     }

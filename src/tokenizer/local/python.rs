@@ -1,14 +1,16 @@
 //! Filters, tests and methods of text that do what Jinja2 on Python does, or refuse.
 //!
-//! minijinja's own turn any value into text in its own way (`1e22` is `10000000000000000000000.0`, a list is JSON-like), know other
-//! characters as letters and digits, and split lines elsewhere. Values come from clients, so each of these is exact or fails.
+//! minijinja's own turn any value into text in its own way (`1e22` is `10000000000000000000000.0`, a list is
+//! JSON-like), know other characters as letters and digits, and split lines elsewhere. Values come from clients, so
+//! each of these is exact or fails.
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::dumps;
 
-/// The filter that [`super::exact`] puts behind operands of `~`: the operand, if it becomes the text that Python makes of it.
+/// The filter that [`super::exact`] puts behind operands of `~`: the operand, if it becomes the text that Python makes
+/// of it.
 pub(super) const TEXT_GUARD: &str = "text_of_operand";
 /// The same behind operands of `+`: text that is marked as safe would escape the other operand in Python.
 pub(super) const PLAIN_GUARD: &str = "unmarked_operand";

@@ -83,8 +83,8 @@ impl Chat {
     }
 }
 
-/// Whether an argument survives the engine's merge with its defaults (`renderers/params.py`, `merge_kwargs`). The two switches
-/// are fields of the body, which win.
+/// Whether an argument survives the engine's merge with its defaults (`renderers/params.py`, `merge_kwargs`). The two
+/// switches are fields of the body, which win.
 fn is_set((name, value): &(String, Json)) -> bool {
     let is_auto = matches!(value, Json::Str(text) if text == "auto");
     !value.is_null() && !is_auto && name != "add_generation_prompt" && name != "continue_final_message"

@@ -1,7 +1,8 @@
 //! What vLLM learns of a chat template from its syntax tree, and what we have to know of it.
 //!
-//! vLLM 0.32.0 (`renderers/hf.py`, `_detect_content_format`) gives a template lists of parts if it loops over a message's content,
-//! and strings otherwise. The rules are followed as they are, oddities included: they look at names, not at scopes.
+//! vLLM 0.32.0 (`renderers/hf.py`, `_detect_content_format`) gives a template lists of parts if it loops over a
+//! message's content, and strings otherwise. The rules are followed as they are, oddities included: they look at names,
+//! not at scopes.
 
 use std::collections::BTreeSet;
 
@@ -64,7 +65,8 @@ impl<'t> Nodes<'t> {
 
     /// How content reaches the template.
     pub(super) fn content_format(&self) -> ContentFormat {
-        // An assertion of the engine fails where something else than a name is set or looped over; it then takes strings.
+        // An assertion of the engine fails where something else than a name is set or looped over; it then takes
+        // strings.
         if self.loops_over_content().unwrap_or(false) { ContentFormat::OpenAi } else { ContentFormat::String }
     }
 
@@ -247,7 +249,8 @@ fn name<'t>(expr: &Expr<'t>) -> Option<&'t str> {
     if let Expr::Var(node) = expr { Some(node.id) } else { None }
 }
 
-/// Whether the expression is the variable (or its field `key`), perhaps filtered, tested or sliced (`_is_var_or_elems_access`).
+/// Whether the expression is the variable (or its field `key`), perhaps filtered, tested or sliced
+/// (`_is_var_or_elems_access`).
 fn reaches(expr: &Expr<'_>, variable: &str, key: Option<&str>) -> bool {
     match expr {
         Expr::Filter(node) => node.expr.as_ref().is_some_and(|inner| reaches(inner, variable, key)),

@@ -1,15 +1,16 @@
 //! A chat template, rendered as transformers renders it.
 //!
-//! The engine is minijinja 3 with the Python methods of minijinja-contrib. `hf-chat-template` 1.0.0 was tried first: it stands on
-//! minijinja 2, which prints `true` and `none` where Python prints `True` and `None` and finds an object's key before its method;
-//! its `tojson` ignores all arguments but `indent`, and its environment takes neither fuel nor a limit of recursion.
-//! `llm-tokenizer` 1.10.0 brings 249 crates and a client of the hub. What transformers adds to Jinja2 is here and in
-//! [`super::dumps`]: `tojson`, `raise_exception`, `strftime_now`, `{% generation %}`, and a message's open end.
+//! The engine is minijinja 3 with the Python methods of minijinja-contrib. `hf-chat-template` 1.0.0 was tried first: it
+//! stands on minijinja 2, which prints `true` and `none` where Python prints `True` and `None` and finds an object's
+//! key before its method; its `tojson` ignores all arguments but `indent`, and its environment takes neither fuel nor a
+//! limit of recursion. `llm-tokenizer` 1.10.0 brings 249 crates and a client of the hub. What transformers adds to
+//! Jinja2 is here and in [`super::dumps`]: `tojson`, `raise_exception`, `strftime_now`, `{% generation %}`, and a
+//! message's open end.
 //!
-//! Where minijinja may differ from Jinja2 in what it prints, the template or the request is [`Unsupported`]: [`super::exact`] says
-//! which templates are rendered at all, and [`super::python`] has the filters and methods that replace minijinja's. A method of
-//! `dict` that is read as a key is refused, as is an object or a list that becomes text without `tojson`, and control
-//! characters that Python strips and Rust does not.
+//! Where minijinja may differ from Jinja2 in what it prints, the template or the request is [`Unsupported`]:
+//! [`super::exact`] says which templates are rendered at all, and [`super::python`] has the filters and methods that
+//! replace minijinja's. A method of `dict` that is read as a key is refused, as is an object or a list that becomes
+//! text without `tojson`, and control characters that Python strips and Rust does not.
 
 use std::borrow::Cow;
 use std::io;
@@ -25,11 +26,11 @@ use super::messages::ContentFormat;
 use super::syntax::Nodes;
 use super::{dumps, exact, python};
 
-/// Instructions that one rendering may take: about a second if they copy little, which [`MAX_COPIED`] is for. A conversation of
-/// 10,000 messages takes a tenth of it.
+/// Instructions that one rendering may take: about a second if they copy little, which [`MAX_COPIED`] is for. A
+/// conversation of 10,000 messages takes a tenth of it.
 const FUEL: u64 = 20_000_000;
-/// Bytes that a template may copy which adds to a text in a loop over everything: items times bytes of text. A prompt of 1 MiB may
-/// have 8,192 items, one of 8 MiB 1,024.
+/// Bytes that a template may copy which adds to a text in a loop over everything: items times bytes of text. A prompt
+/// of 1 MiB may have 8,192 items, one of 8 MiB 1,024.
 const MAX_COPIED: u64 = 8 << 30;
 /// Text that a template may write besides four times what it is given.
 const MAX_OWN_TEXT: usize = 1 << 20;
@@ -292,7 +293,8 @@ fn context(input: Input, special_tokens: &[(String, String)]) -> Value {
     Value::from_pairs(variables)
 }
 
-/// Cuts the text where the last message ends (transformers 5.19, `render_jinja_template`); none where transformers fails.
+/// Cuts the text where the last message ends (transformers 5.19, `render_jinja_template`); none where transformers
+/// fails.
 fn cut_open_end(mut text: String, message: &str) -> Option<String> {
     let tag = OPEN_END.trim_end();
     let at = text.rfind(tag)?;

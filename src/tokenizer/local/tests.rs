@@ -434,7 +434,8 @@ fn what_is_not_known_exactly_is_left_to_the_engine() {
     assert!(tokenizer.tokenize(&ask(&plain)).is_ok());
 }
 
-/// What Jinja2 3.1 in Python 3.11 prints for an argument `x` of a template; none where it fails or where that is not followed.
+/// What Jinja2 3.1 in Python 3.11 prints for an argument `x` of a template; none where it fails or where that is not
+/// followed.
 #[test]
 fn values_of_clients_become_the_text_that_python_makes_of_them() {
     let tilde = "{{ 'a' ~ x }}";

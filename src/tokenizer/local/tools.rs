@@ -1,7 +1,7 @@
-//! The tools of a request as a chat template sees them: what vLLM 0.32.0 writes when it dumps `ChatCompletionToolsParam`
-//! (`entrypoints/openai/chat_completion/protocol.py`). The fields stand in the order of the types, `description` and
-//! `parameters` are there even when the client gave none, `strict` and `defer_loading` only when it gave them, and unknown fields
-//! are gone.
+//! The tools of a request as a chat template sees them: what vLLM 0.32.0 writes when it dumps
+//! `ChatCompletionToolsParam` (`entrypoints/openai/chat_completion/protocol.py`). The fields stand in the order of the
+//! types, `description` and `parameters` are there even when the client gave none, `strict` and `defer_loading` only
+//! when it gave them, and unknown fields are gone.
 
 use super::Unsupported;
 use super::json::{Json, Object};

@@ -1,14 +1,15 @@
 //! The circuit breaker of one endpoint: whether requests ask it, and when it is asked off the request path.
 //!
-//! Closed: requests ask. It opens when three calls in a row fail, or ten of the last twenty: the first notices an endpoint
-//! that is gone within three requests, the second one that is too slow for half of what it is asked.
-//! Open: no request asks, so it costs none of them anything. A small question off the request path, the check, is asked after a
-//! pause with full jitter, whose bound doubles from 250 ms to 10 s; while it is under way the state is half-open.
-//! A good check closes it, on trial: an endpoint that answers small questions in time may still be too slow for large
-//! ones, so the first failing request opens it again, with the next longer pause. What a request gets in time ends the trial.
+//! Closed: requests ask. It opens when three calls in a row fail, or ten of the last twenty: the first notices an
+//! endpoint that is gone within three requests, the second one that is too slow for half of what it is asked.
+//! Open: no request asks, so it costs none of them anything. A small question off the request path, the check, is asked
+//! after a pause with full jitter, whose bound doubles from 250 ms to 10 s; while it is under way the state is
+//! half-open. A good check closes it, on trial: an endpoint that answers small questions in time may still be too slow
+//! for large ones, so the first failing request opens it again, with the next longer pause. What a request gets in time
+//! ends the trial.
 //!
-//! Closed endpoints are checked as well, every 30 s, and sooner after a failed check; a check counts as a call does. Calls
-//! that began before the breaker last moved tell nothing new.
+//! Closed endpoints are checked as well, every 30 s, and sooner after a failed check; a check counts as a call does.
+//! Calls that began before the breaker last moved tell nothing new.
 //!
 //! Pure: time and randomness are arguments.
 

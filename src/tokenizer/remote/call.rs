@@ -15,18 +15,19 @@ use crate::engine;
 use crate::request::Question;
 use crate::tokenizer::{Error, Tokens};
 
-/// Share of the budget after which the second endpoint is asked. Tokenizing takes a small part of the budget, so half of
-/// it is far beyond the usual, and the other half is as far enough for the second one.
+/// Share of the budget after which the second endpoint is asked. Tokenizing takes a small part of the budget, so half
+/// of it is far beyond the usual, and the other half is as far enough for the second one.
 const HEDGE_AFTER: f64 = 0.5;
-/// Share of the caller's wait by which an endpoint must have been asked to be blamed for its end: the second one is, when it
-/// was asked because the first was slow, and not when it was asked in the last moment because the first had failed.
+/// Share of the caller's wait by which an endpoint must have been asked to be blamed for its end: the second one is,
+/// when it was asked because the first was slow, and not when it was asked in the last moment because the first had
+/// failed.
 const LATEST_TO_BLAME: f64 = 0.6;
-/// Budgets after which a call ends even though its answer would still be worth having: what a tokenizer that has gone silent
-/// may cost in memory and connections.
+/// Budgets after which a call ends even though its answer would still be worth having: what a tokenizer that has gone
+/// silent may cost in memory and connections.
 const HARD_DEADLINE: u32 = 4;
 
-/// A question under way. It goes on for as long as it is polled, also when it is [overdue](Self::overdue). Dropping it closes its
-/// connections, and is no failure of an endpoint.
+/// A question under way. It goes on for as long as it is polled, also when it is [overdue](Self::overdue). Dropping it
+/// closes its connections, and is no failure of an endpoint.
 pub struct Call {
     tokenizer: Arc<RemoteTokenizer>,
     question: Arc<Question>,
@@ -37,8 +38,8 @@ pub struct Call {
     timer: Pin<Box<Sleep>>,
     hard_deadline: Instant,
     longest: Duration,
-    /// Whether the question may honestly take longer than any budget: then nobody is blamed for being late with it, and nobody
-    /// else is asked because the first is.
+    /// Whether the question may honestly take longer than any budget: then nobody is blamed for being late with it, and
+    /// nobody else is asked because the first is.
     is_capped: bool,
     is_overdue: bool,
     /// Why there is no answer yet, once there is a reason.
@@ -110,7 +111,8 @@ impl Call {
     }
 
     /// The caller waits no longer. That is a failure of whoever has not answered, unless it was asked too late to tell
-    /// or the question is too large for any budget ([`Budget::is_capped`](crate::tokenizer::Budget::is_capped)); the call may go on, and what it brings is still worth caching. Nobody else is asked any more.
+    /// or the question is too large for any budget ([`Budget::is_capped`](crate::tokenizer::Budget::is_capped)); the
+    /// call may go on, and what it brings is still worth caching. Nobody else is asked any more.
     pub fn overdue(&mut self) {
         self.is_overdue = true;
         self.spare = None;
@@ -174,7 +176,8 @@ impl Call {
     fn won(&mut self, ask: &Ask, tokens: Tokens) -> Tokens {
         if ask.is_hedge {
             self.tokenizer.shared.counters.hedge_wins.add();
-            // Without this a silent endpoint whose calls are always saved by the second would cost them all half a budget.
+            // Without this a silent endpoint whose calls are always saved by the second would cost them all half a
+            // budget.
             self.asks.iter_mut().for_each(|ask| ask.failed(Failure::Outrun));
         }
         if self.is_overdue {

@@ -1,9 +1,10 @@
 //! The fixed text that every endpoint is asked for off the request path, and what its tokens tell.
 //!
 //! The question names no model (vLLM 0.32.0 takes that for its own, `serve/tokenize/protocol.py`), so that names do not
-//! matter, and is a completion, so that chat templates do not. Its text has what tokenizers treat differently: case, digits,
-//! white space, punctuation, accents, scripts and an emoji. Endpoints of one pool must make the same tokens of it, whatever
-//! those are. One that does not answers for another model or has another tokenizer: its tokens would be wrong for the rest.
+//! matter, and is a completion, so that chat templates do not. Its text has what tokenizers treat differently: case,
+//! digits, white space, punctuation, accents, scripts and an emoji. Endpoints of one pool must make the same tokens of
+//! it, whatever those are. One that does not answers for another model or has another tokenizer: its tokens would be
+//! wrong for the rest.
 
 use std::collections::HashMap;
 
@@ -14,8 +15,8 @@ use crate::request::{Question, TokensApi};
 /// JSON text of the question.
 const BODY: &str = "{\"prompt\":\"The Quick brown fox's 3 cubs ate 1,234.5 kg  of\\tna\u{ef}ve caf\u{e9}\\n\\n\u{6f22}\u{5b57} \u{43c}\u{438}\u{440} \u{1f642} if (x!=0) { return ~y; }\"}";
 
-/// What is asked: of the render APIs where requests ask those, since an engine may lack them or guard them with a key that
-/// `/tokenize` does not need. The tokens are the same.
+/// What is asked: of the render APIs where requests ask those, since an engine may lack them or guard them with a key
+/// that `/tokenize` does not need. The tokens are the same.
 pub(super) fn question(renders: bool) -> Question {
     let api = if renders { TokensApi::RenderCompletion } else { TokensApi::Tokenize };
     Question { api, body: BODY.into() }

@@ -1,8 +1,8 @@
 //! What is asked off the request path: the fixed text, of every endpoint, in rounds.
 //!
-//! It is the trial of an endpoint whose breaker is open, the canary of one that answers for another model, and the health
-//! check of one that nobody asks. A round asks all that are due, eight at a time, each with the budget that a request of
-//! that size would get, and ends with the verdict on who differs.
+//! It is the trial of an endpoint whose breaker is open, the canary of one that answers for another model, and the
+//! health check of one that nobody asks. A round asks all that are due, eight at a time, each with the budget that a
+//! request of that size would get, and ends with the verdict on who differs.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -30,8 +30,8 @@ const AT_A_TIME: usize = 8;
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
 
 impl RemoteTokenizer {
-    /// Checks the endpoints, which `endpoints` lists anew for each round, until `shutdown`; with an endpoint of its own, that one. Forgets
-    /// those that are listed no more.
+    /// Checks the endpoints, which `endpoints` lists anew for each round, until `shutdown`; with an endpoint of its
+    /// own, that one. Forgets those that are listed no more.
     ///
     /// # Errors
     /// None.
@@ -96,9 +96,9 @@ impl RemoteTokenizer {
         }
     }
 
-    /// Has those that answer vote on what the tokens of the fixed text are. Without a majority, and where only one of several
-    /// endpoints is left to vote, everybody stays what the last majority made of them: the failure of an endpoint must not
-    /// bring one back that is known to differ.
+    /// Has those that answer vote on what the tokens of the fixed text are. Without a majority, and where only one of
+    /// several endpoints is left to vote, everybody stays what the last majority made of them: the failure of an
+    /// endpoint must not bring one back that is known to differ.
     fn exclude_who_differs(&self) {
         let servers = self.servers();
         let known: Vec<(&Arc<Server>, Fingerprint)> =

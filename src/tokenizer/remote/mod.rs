@@ -3,24 +3,25 @@
 //! A question says which API is asked: `/tokenize` (not under `/v1`, so vLLM's `--api-key` does not guard it) or one of
 //! `/v1/…/render` (which it does guard).
 //!
-//! - Spread: the caller names the two least loaded endpoints. The second is asked when the first has failed, or has not answered
-//!   after half the budget; the first good answer wins and the other call is dropped. A question that the first calls wrong (400, 413, 422)
-//!   is not put to a second.
+//! - Spread: the caller names the two least loaded endpoints. The second is asked when the first has failed, or has not
+//!   answered after half the budget; the first good answer wins and the other call is dropped. A question that the
+//!   first calls wrong (400, 413, 422) is not put to a second.
 //! - Budget: see [`Budget`]. The caller does the waiting: when it has waited long
 //!   enough it says so ([`Call::overdue`]), and may let the call go on, up to four budgets, for the cache's sake.
-//!   A question that is too large for any budget ([`Budget::is_capped`]) is no reason to blame an endpoint for being late, or to ask
-//!   a second one before the first has failed: one such client would close the tokenizer for all.
-//! - Breaker: per endpoint. One that is overdue, outrun by the second, unreachable, or that answers nonsense or with a status
-//!   that is no answer, is not asked again until a check off the request path succeeds. So a broken tokenizer costs the first
-//!   few requests their budget, and the others nothing.
-//! - Cap: 8 questions per endpoint and 128 in all are under way at most, late ones included; there is no queue. Beyond it the
-//!   caller gets [`Error::Busy`] at once. An endpoint that has its 8 may not be asked, so that a burst spreads over the pool.
-//! - Canary: what the endpoints of a pool make of a fixed text must be the same; see [`RemoteTokenizer::run`], without which an
-//!   open breaker never closes. Those vote that answer; what one that differs has said before is to be forgotten
-//!   ([`RemoteTokenizer::epoch`]).
+//!   A question that is too large for any budget ([`Budget::is_capped`]) is no reason to blame an endpoint for being
+//!   late, or to ask a second one before the first has failed: one such client would close the tokenizer for all.
+//! - Breaker: per endpoint. One that is overdue, outrun by the second, unreachable, or that answers nonsense or with a
+//!   status that is no answer, is not asked again until a check off the request path succeeds. So a broken tokenizer
+//!   costs the first few requests their budget, and the others nothing.
+//! - Cap: 8 questions per endpoint and 128 in all are under way at most, late ones included; there is no queue. Beyond
+//!   it the caller gets [`Error::Busy`] at once. An endpoint that has its 8 may not be asked, so that a burst spreads
+//!   over the pool.
+//! - Canary: what the endpoints of a pool make of a fixed text must be the same; see [`RemoteTokenizer::run`], without
+//!   which an open breaker never closes. Those vote that answer; what one that differs has said before is to be
+//!   forgotten ([`RemoteTokenizer::epoch`]).
 //!
-//! An endpoint of its own ([`RemoteConfig::endpoint`]) takes the pool's place: one breaker, no second to ask, and all 128
-//! questions. It gets the engines' key, as they do (`engine.api_key_file`), and never a client's `authorization`.
+//! An endpoint of its own ([`RemoteConfig::endpoint`]) takes the pool's place: one breaker, no second to ask, and all
+//! 128 questions. It gets the engines' key, as they do (`engine.api_key_file`), and never a client's `authorization`.
 
 mod breaker;
 mod call;
@@ -51,8 +52,8 @@ const ANSWER_FACTOR: usize = 16;
 const ANSWER_BASE: usize = 1 << 20;
 /// Bytes that no answer may exceed, whatever was asked: some eight million tokens.
 const ANSWER_MOST: usize = 64 << 20;
-/// Questions that one endpoint of the pool may have under way. Its API server is one process of Python, in which more of them
-/// would only wait for each other.
+/// Questions that one endpoint of the pool may have under way. Its API server is one process of Python, in which more
+/// of them would only wait for each other.
 const CALLS_PER_ENDPOINT: usize = 8;
 /// Questions that may be under way in all; it bounds the memory that they and their answers hold.
 const CALLS: usize = 128;
@@ -84,7 +85,8 @@ pub struct RemoteTokenizer {
     permits: Arc<Semaphore>,
     /// The one that takes the pool's place.
     own: Option<Arc<Server>>,
-    /// Those of the pool. Requests read it without a lock; it is written when an endpoint is met first, and when it is gone.
+    /// Those of the pool. Requests read it without a lock; it is written when an endpoint is met first, and when it is
+    /// gone.
     endpoints: papaya::HashMap<SocketAddr, Arc<Server>>,
     /// Whether requests ask the render APIs: then the checks do.
     renders: AtomicBool,
@@ -107,8 +109,9 @@ impl RemoteTokenizer {
     }
 
     /// Whether requests may ask an endpoint of the pool, which must not have an
-    /// [endpoint in its place](Self::has_own_endpoint): its breaker lets them, and it has not as many calls as it may have. While all
-    /// of them may and there are too few calls for any to have that many, that is a look at two numbers.
+    /// [endpoint in its place](Self::has_own_endpoint): its breaker lets them, and it has not as many calls as it may
+    /// have. While all of them may and there are too few calls for any to have that many, that is a look at two
+    /// numbers.
     pub fn may_ask(&self, endpoint: SocketAddr) -> bool {
         let n_under_way = CALLS - self.permits.available_permits();
         if self.shared.n_excluded.load(Relaxed) == 0 && n_under_way < CALLS_PER_ENDPOINT {
@@ -117,14 +120,14 @@ impl RemoteTokenizer {
         self.endpoints.pin().get(&endpoint).is_none_or(|server| server.may_be_asked() && !server.is_full())
     }
 
-    /// Changes whenever an endpoint is found to make other tokens than its pool. What was learned under another epoch may be
-    /// its answers.
+    /// Changes whenever an endpoint is found to make other tokens than its pool. What was learned under another epoch
+    /// may be its answers.
     pub fn epoch(&self) -> u64 {
         self.shared.epoch.load(Acquire)
     }
 
-    /// Puts `question` to `targets`. Nothing waits for a permit: the call ends at once with [`Error::Busy`], [`Error::Open`] or
-    /// [`Error::NoEndpoint`] when nobody can be asked.
+    /// Puts `question` to `targets`. Nothing waits for a permit: the call ends at once with [`Error::Busy`],
+    /// [`Error::Open`] or [`Error::NoEndpoint`] when nobody can be asked.
     pub fn ask(self: &Arc<Self>, question: Arc<Question>, targets: Targets) -> Call {
         let renders = question.api != TokensApi::Tokenize;
         // A model asks always or never; do not write to what every request reads.

@@ -40,11 +40,12 @@ struct Known {
     differs: bool,
     /// Whether it is counted as one that requests may not ask.
     is_excluded: bool,
-    /// It is no longer in the pool. It lives on in the calls that have asked it, and until the map of endpoints frees it.
+    /// It is no longer in the pool. It lives on in the calls that have asked it, and until the map of endpoints frees
+    /// it.
     has_left: bool,
     last_failure: Failure,
-    /// Whether its failures are in the log. They stay there until a request has been answered: an endpoint that is checked
-    /// with success and fails again is not worth a line each time.
+    /// Whether its failures are in the log. They stay there until a request has been answered: an endpoint that is
+    /// checked with success and fails again is not worth a line each time.
     is_reported: bool,
 }
 
@@ -177,9 +178,9 @@ impl Server {
         });
     }
 
-    /// What it makes of the fixed text; none unless its breaker is closed and it answered its last check, which is then as
-    /// recent as the checks of closed ones are frequent. What an endpoint said before it was gone tells nothing of the
-    /// tokens that the pool makes now.
+    /// What it makes of the fixed text; none unless its breaker is closed and it answered its last check, which is then
+    /// as recent as the checks of closed ones are frequent. What an endpoint said before it was gone tells nothing of
+    /// the tokens that the pool makes now.
     pub(super) fn vote(&self) -> Option<Fingerprint> {
         let known = self.lock();
         known.fingerprint.filter(|_| known.check_is_good && known.breaker.state() == BreakerState::Closed)

@@ -144,9 +144,9 @@ impl Failure {
         }
     }
 
-    /// Whether it tells something of the endpoint. vLLM answers 404 for a model or adapter that it does not have (0.32.0,
-    /// `serve/engine/serving.py`), which is a matter of the name in the question; an endpoint without the API fails
-    /// its checks, which name no model.
+    /// Whether it tells something of the endpoint. vLLM answers 404 for a model or adapter that it does not have
+    /// (0.32.0, `serve/engine/serving.py`), which is a matter of the name in the question; an endpoint without the API
+    /// fails its checks, which name no model.
     pub(super) fn is_endpoints_fault(self) -> bool {
         self != Self::Refused
     }

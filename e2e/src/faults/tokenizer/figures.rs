@@ -131,8 +131,8 @@ pub(super) fn matched_again(samples: &[Sample]) -> Option<Instant> {
 }
 
 impl TokenizerFigures {
-    /// The names of the columns. `TTFT` is p50/p99 of the time to the first token, `decision` the same of the router's part,
-    /// in milliseconds.
+    /// The names of the columns. `TTFT` is p50/p99 of the time to the first token, `decision` the same of the router's
+    /// part, in milliseconds.
     pub(in crate::faults) fn header() -> String {
         row(&[
             "scenario",

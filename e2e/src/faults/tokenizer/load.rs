@@ -1,7 +1,7 @@
 //! A steady load: requests come at their time, whatever became of the ones before.
 //!
-//! The conversations are all there from the start and take turns, so that after the first round every prompt begins with what
-//! an engine has computed, and a decision that finds nothing has lost something.
+//! The conversations are all there from the start and take turns, so that after the first round every prompt begins
+//! with what an engine has computed, and a decision that finds nothing has lost something.
 
 use std::collections::VecDeque;
 use std::time::Duration;

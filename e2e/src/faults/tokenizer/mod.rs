@@ -1,9 +1,9 @@
 //! Tokenizers that fail under a steady load: through a real Envoy and the real router, in front of simulated engines.
 //!
-//! One run has a time before the fault, which is the control, one with it, and one after it. No request may fail, the first
-//! ones may wait for their tokens as long as the budget says, the later ones not at all, and when the fault is over,
-//! prefixes are matched again. What fails is `/tokenize` alone: the engines go on generating, so whatever a request waits for
-//! beyond the control's time to the first token is the router's.
+//! One run has a time before the fault, which is the control, one with it, and one after it. No request may fail, the
+//! first ones may wait for their tokens as long as the budget says, the later ones not at all, and when the fault is
+//! over, prefixes are matched again. What fails is `/tokenize` alone: the engines go on generating, so whatever a
+//! request waits for beyond the control's time to the first token is the router's.
 
 mod figures;
 mod load;
@@ -187,7 +187,8 @@ impl Case {
         }
     }
 
-    /// What must be true on the slowest machine. Medians tell who waits: without a breaker everyone would, for a budget.
+    /// What must be true on the slowest machine. Medians tell who waits: without a breaker everyone would, for a
+    /// budget.
     fn check(&self, figures: &TokenizerFigures) -> Result<()> {
         ensure!(
             figures.matched_again.is_some(),

@@ -119,8 +119,8 @@ fn what_is_known_of_items_survives_an_image() {
 }
 
 proptest! {
-    /// Wherever items lie, a request with the same ones is credited with all blocks and one with others with those before the first
-    /// difference, by the engine's hashes and by ours.
+    /// Wherever items lie, a request with the same ones is credited with all blocks and one with others with those
+    /// before the first difference, by the engine's hashes and by ours.
     #[test]
     fn items_are_credited_where_they_are_and_nowhere_else(
         lengths in prop::collection::vec((0_u32..6, 1_u32..9), 1..5),

@@ -14,15 +14,15 @@
 //!
 //! Guarantees: a promise that is over never counts, for each read asks it. A block has one promise per endpoint: a
 //! later pick renews it once half of its life is over, and otherwise relies on it. What is in doubt is counted too low.
-//! Only where the event of a block comes between the lookup and the promise nobody confirms the promise any more: should
-//! the engine remove the block, it counts until the promise ends by time. A request that turns out to be served elsewhere
-//! mostly is that case, so there its blocks count for the time to linger at most.
+//! Only where the event of a block comes between the lookup and the promise nobody confirms the promise any more:
+//! should the engine remove the block, it counts until the promise ends by time. A request that turns out to be served
+//! elsewhere mostly is that case, so there its blocks count for the time to linger at most.
 //!
-//! Newer promises always find room: while the table is full, the oldest end, in the order of their picks. Blocks that are
-//! still in use stay, for a pick also renews those whose promises are in the older half of what the table can hold.
+//! Newer promises always find room: while the table is full, the oldest end, in the order of their picks. Blocks that
+//! are still in use stay, for a pick also renews those whose promises are in the older half of what the table can hold.
 //!
-//! A promise knows no data-parallel rank, and only the rank that serves the request will have its blocks. So an endpoint
-//! with several is promised nothing, rather than credited for blocks that the next request's rank lacks.
+//! A promise knows no data-parallel rank, and only the rank that serves the request will have its blocks. So an
+//! endpoint with several is promised nothing, rather than credited for blocks that the next request's rank lacks.
 //!
 //! Cost: nothing is looked up while the table is empty, which storing events see by one atomic load. A lookup makes one
 //! access per distinct length of a real run and per block that is promised behind it, and compares the endpoints of a
@@ -63,8 +63,8 @@ pub struct PromiseLimits {
 impl PromiseLimits {
     /// For a keyspace whose sources tell what is really stored. An engine that has not announced a block of a running
     /// request after a minute has it in a queue too long to be worth joining; 2 s after the end its last events have
-    /// arrived or are lost. The blocks are those of 8 M tokens in blocks of 16. They take about 40 MB, and 100 MB if each
-    /// promise has only one.
+    /// arrived or are lost. The blocks are those of 8 M tokens in blocks of 16. They take about 40 MB, and 100 MB if
+    /// each promise has only one.
     pub const SPECULATIVE: Self = Self { cap: Millis(60_000), linger: Millis(2_000), n_blocks: 1 << 19 };
 
     /// For engines that announce nothing: a block counts for 10 to 20 minutes after the last pick that contained it,
@@ -90,8 +90,8 @@ impl Promises {
     /// first `n_held`, which it is known to hold. Where promises of others may be relied on they are among those; to
     /// have them renewed, they are not. A learned index has no other knowledge, so there `n_held` is 0.
     ///
-    /// None when nothing was to be promised, the endpoint has several ranks, or the table has no room for the first of the
-    /// blocks.
+    /// None when nothing was to be promised, the endpoint has several ranks, or the table has no room for the first of
+    /// the blocks.
     pub fn promise(&self, chain: &[BlockHash], n_held: u32, endpoint: &Arc<Endpoint>, now: Millis) -> Option<Promised> {
         let may_promise = |lacking: &&[BlockHash]| !lacking.is_empty() && has_one_cache(endpoint);
         let lacking = chain.get(n_held as usize..).filter(may_promise)?;
@@ -122,10 +122,10 @@ impl Promises {
 
     /// Frees the memory of promises that are over. What counts is the same before and after.
     ///
-    /// It is for a slow tick, so that memory is given back when traffic ends. A call looks at each promise, which takes some
-    /// 10 ns, and removes 32,768 blocks and those of one more promise at most, which takes some 10 ms; the next goes on
-    /// there. Locks are held for a few promises or for one of 64 parts of the table at a time, so requests and events go on
-    /// meanwhile.
+    /// It is for a slow tick, so that memory is given back when traffic ends. A call looks at each promise, which takes
+    /// some 10 ns, and removes 32,768 blocks and those of one more promise at most, which takes some 10 ms; the next
+    /// goes on there. Locks are held for a few promises or for one of 64 parts of the table at a time, so requests and
+    /// events go on meanwhile.
     pub fn sweep(&self, now: Millis) {
         self.table.sweep(now);
     }
@@ -148,8 +148,8 @@ impl Promises {
         self.table.n_promises()
     }
 
-    /// Blocks that were not promised because the table was full and nothing older could make room, since it was made: those
-    /// of chains that are longer than the table.
+    /// Blocks that were not promised because the table was full and nothing older could make room, since it was made:
+    /// those of chains that are longer than the table.
     pub fn n_refused(&self) -> u64 {
         self.table.n_refused()
     }
@@ -188,8 +188,8 @@ impl Promised {
     }
 
     /// The request was served by `endpoint` instead: there its whole chain is promised from now on, because nobody has
-    /// looked what that endpoint holds. Events of it mostly came before, and will not come again to confirm anything, so
-    /// this counts for no longer than after a request's end.
+    /// looked what that endpoint holds. Events of it mostly came before, and will not come again to confirm anything,
+    /// so this counts for no longer than after a request's end.
     pub fn move_to(&mut self, endpoint: &Arc<Endpoint>, now: Millis) {
         if endpoint.id == self.promise.endpoint() {
             return;

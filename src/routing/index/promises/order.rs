@@ -1,5 +1,5 @@
-//! The order in which promises were made: it says whose blocks make room when the table is full, and finds those that are
-//! over.
+//! The order in which promises were made: it says whose blocks make room when the table is full, and finds those that
+//! are over.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ pub(super) struct Record {
     pub(super) blocks: Box<[BlockHash]>,
 }
 
-/// Records, oldest first. Those that a pass has looked at are in front of those that it has not, so that a pass stops and
-/// goes on anywhere.
+/// Records, oldest first. Those that a pass has looked at are in front of those that it has not, so that a pass stops
+/// and goes on anywhere.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     checked: VecDeque<Record>,
@@ -45,8 +45,8 @@ impl Order {
         Some(record)
     }
 
-    /// Looks at up to `n_records`, on from where the last call stopped, and stops behind the first whose promise is over:
-    /// that is taken out. With it says how many were looked at.
+    /// Looks at up to `n_records`, on from where the last call stopped, and stops behind the first whose promise is
+    /// over: that is taken out. With it says how many were looked at.
     pub(super) fn pop_dead(&mut self, n_records: usize, now: Millis) -> (usize, Option<Record>) {
         for n_checked in 1..=n_records {
             if self.unchecked.is_empty() {

@@ -64,8 +64,8 @@ impl Promise {
 
 /// The promises of one block, one per endpoint and sorted by it. Most blocks have one, which needs no list.
 ///
-/// A list never changes, so a lookup copies a pointer to it; and the blocks of a chain have it in common as long as they
-/// are promised together, as those of a system prompt are, which may be promised for a thousand endpoints.
+/// A list never changes, so a lookup copies a pointer to it; and the blocks of a chain have it in common as long as
+/// they are promised together, as those of a system prompt are, which may be promised for a thousand endpoints.
 #[derive(Clone, Debug)]
 pub(super) enum Promisers {
     One(Arc<Promise>),
@@ -100,8 +100,8 @@ impl Promisers {
         Self::joined(&[before, slice::from_ref(promise), after]).expect("one is in it at least")
     }
 
-    /// Without the promise for the endpoint, and without those that are over, so that a list which dies is copied once rather
-    /// than once per promise; none: no other is left.
+    /// Without the promise for the endpoint, and without those that are over, so that a list which dies is copied once
+    /// rather than once per promise; none: no other is left.
     pub(super) fn without(&self, endpoint: EndpointId, now: Millis) -> Option<Self> {
         let is_left = |promise: &&Arc<Promise>| promise.endpoint != endpoint && promise.is_alive(now);
         let left: Vec<_> = self.all().iter().filter(is_left).cloned().collect();

@@ -130,8 +130,8 @@ impl Table {
         Promise::new(endpoint, Millis(now.0.saturating_add(life.0)), self.n_written.load(Relaxed))
     }
 
-    /// Promises `hashes` up to the first one for which there is no room, and says how many that is. Blocks of the oldest
-    /// promises make room.
+    /// Promises `hashes` up to the first one for which there is no room, and says how many that is. Blocks of the
+    /// oldest promises make room.
     pub(super) fn insert(&self, hashes: &[BlockHash], promise: &Arc<Promise>, now: Millis) -> usize {
         self.see(now);
         self.pay(hashes.len(), now);
@@ -180,8 +180,8 @@ impl Table {
         }
     }
 
-    /// Whether a block need not be renewed: its promise has more than half of its life to go, and is not in the half that
-    /// is going to make room.
+    /// Whether a block need not be renewed: its promise has more than half of its life to go, and is not in the half
+    /// that is going to make room.
     fn may_rely_on(&self, known: &Promise, promise: &Promise, now: Millis) -> bool {
         let remaining = known.remaining(now);
         let is_long = remaining > self.limits.cap.0 / 2 || remaining >= promise.remaining(now);
@@ -194,8 +194,8 @@ impl Table {
         self.n_blocks.fetch_update(Relaxed, Relaxed, add).is_ok()
     }
 
-    /// Notes what was written for a promise. What is noted is bounded as well: blocks that are confirmed or renewed over and
-    /// over stay noted until their promises are over.
+    /// Notes what was written for a promise. What is noted is bounded as well: blocks that are confirmed or renewed
+    /// over and over stay noted until their promises are over.
     fn record(&self, written: Vec<BlockHash>, promise: &Arc<Promise>, now: Millis) {
         if written.is_empty() {
             return;
@@ -233,8 +233,8 @@ impl Table {
         self.remove_if(&record.blocks, record.promise.endpoint(), is_its)
     }
 
-    /// Removes the promises of `hashes` for the endpoint that are to go, and says how many they were. Those that are over go
-    /// with them.
+    /// Removes the promises of `hashes` for the endpoint that are to go, and says how many they were. Those that are
+    /// over go with them.
     fn remove_if(&self, hashes: &[BlockHash], endpoint: EndpointId, is_to_go: impl Fn(&Arc<Promise>) -> bool) -> usize {
         let (now, mut last) = (self.seen(), LastChange::default());
         let (mut n_gone, mut n_removed) = (0, 0);
@@ -275,9 +275,9 @@ impl Table {
         }
     }
 
-    /// Sweeps in proportion to the blocks that are to be promised: more blocks than these, and more than one promise, so
-    /// that a pass over all promises ends. The work of each call is bounded, and what is over takes no more room than what
-    /// is to come.
+    /// Sweeps in proportion to the blocks that are to be promised: more blocks than these, and more than one promise,
+    /// so that a pass over all promises ends. The work of each call is bounded, and what is over takes no more room
+    /// than what is to come.
     fn pay(&self, n_blocks: usize, now: Millis) {
         self.sweep_some(4, 2 * n_blocks, now);
     }

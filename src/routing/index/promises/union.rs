@@ -39,8 +39,8 @@ fn longest_runs(matched: impl Iterator<Item = (EndpointId, u32)>) -> Vec<Run> {
     runs
 }
 
-/// Adds an empty run for each endpoint that has none and is promised the first block. Runs are sorted by endpoint, before
-/// and after.
+/// Adds an empty run for each endpoint that has none and is promised the first block. Runs are sorted by endpoint,
+/// before and after.
 fn add_newcomers(runs: &mut Vec<Run>, promisers: &Promisers, now: Millis) {
     let mut known = runs.iter().map(|run| run.endpoint).peekable();
     let mut is_new = |endpoint: EndpointId| {
