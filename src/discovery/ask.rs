@@ -14,15 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::event_sources::{Answer, Nonsense};
-use super::rounds::{visit_all, with_jitter};
+use super::rounds::{pause, visit_all};
 use super::{Finding, OnFinding};
 use crate::engine::{self, EngineClient};
 use crate::routing::endpoint::{Endpoint, EndpointSet};
 
 /// What [`Ask::interval`] is but in tests: how long a change of ranks or ports may go unnoticed.
 pub const INTERVAL: Duration = Duration::from_secs(30);
-/// Mean of the first pause after a failure, doubled; full jitter draws from nothing to twice the mean.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// A bound for one question, above the pauses of a busy API server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer for the most ranks that we take has some 60 KiB.
@@ -127,29 +125,5 @@ impl Visit {
             }
             _ => debug!(%endpoint, error = %failure, "endpoint does not say where it publishes KV events"),
         }
-    }
-}
-
-/// How long to wait after so many failures in a row.
-fn pause(n_failures: u32, interval: Duration) -> Duration {
-    match n_failures {
-        0 => with_jitter(interval),
-        n => (FIRST_BACKOFF * 2_u32.pow(n.min(8))).min(interval).mul_f64(fastrand::f64()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_with_failures_up_to_the_interval_and_are_spread() {
-        let longest = |n_failures| (0..1_000).map(|_| pause(n_failures, INTERVAL)).max().expect("some");
-        for (n_failures, most) in [(1, 2), (2, 4), (3, 8), (5, 30), (4_000_000_000, 30)] {
-            let most = Duration::from_secs(most);
-            let longest = longest(n_failures);
-            assert!(longest <= most && longest > most.mul_f64(0.9), "{longest:?} after {n_failures} failures");
-        }
-        assert!((0..1_000).all(|_| pause(0, INTERVAL) >= INTERVAL));
     }
 }

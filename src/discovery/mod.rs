@@ -3,10 +3,12 @@
 //! A source of endpoints publishes immutable [`EndpointSet`](crate::routing::endpoint::EndpointSet)s in a `watch`
 //! channel: they change rarely and every request reads the newest one without a lock that anybody holds for long.
 //!
-//! The endpoints of such a set are then asked, each on its own and in the background: where their ranks publish
-//! ([`ask`] with [`event_sources`]) and, if configured, whether they have dropped their cache ([`scrape`] with
-//! [`exposition`]). What comes of it is handed over as a [`Finding`]; nobody waits for it.
+//! The endpoints of such a set are then asked, each on its own and in the background: which adapters they have
+//! ([`adapters`]), where their ranks publish ([`ask`] with [`event_sources`]) and, if configured, whether they have
+//! dropped their cache ([`scrape`] with [`exposition`]). Nobody waits for what comes of it: it is noted in the endpoint
+//! or handed over as a [`Finding`].
 
+pub mod adapters;
 pub mod ask;
 pub mod event_sources;
 pub mod exposition;

@@ -11,6 +11,9 @@ use tracing::error;
 
 use crate::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
 
+/// Mean of the first pause after a failure, doubled; full jitter draws from nothing to twice the mean.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+
 /// Runs `visit` once for each endpoint that is or comes into the pool, and drops it when the endpoint leaves or at
 /// `shutdown`. A visit is meant to go on forever; one that panics ends alone.
 pub(super) async fn visit_all<F>(
@@ -44,6 +47,15 @@ pub(super) async fn visit_all<F>(
                 error!(%error, "an endpoint is no longer asked about itself");
             },
         }
+    }
+}
+
+/// How long to wait with the next question after so many failures in a row: `interval` without, and at most that with
+/// some.
+pub(super) fn pause(n_failures: u32, interval: Duration) -> Duration {
+    match n_failures {
+        0 => with_jitter(interval),
+        n => (FIRST_BACKOFF * 2_u32.pow(n.min(8))).min(interval).mul_f64(fastrand::f64()),
     }
 }
 
@@ -102,5 +114,17 @@ mod tests {
         let mut ended = ended.lock().expect("no panic").clone();
         ended.sort_unstable();
         assert_eq!(ended, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn pauses_grow_with_failures_up_to_the_interval_and_are_spread() {
+        let interval = Duration::from_secs(30);
+        let longest = |n_failures| (0..1_000).map(|_| pause(n_failures, interval)).max().expect("some");
+        for (n_failures, most) in [(1, 2), (2, 4), (3, 8), (5, 30), (4_000_000_000, 30)] {
+            let most = Duration::from_secs(most);
+            let longest = longest(n_failures);
+            assert!(longest <= most && longest > most.mul_f64(0.9), "{longest:?} after {n_failures} failures");
+        }
+        assert!((0..1_000).all(|_| pause(0, interval) >= interval));
     }
 }

@@ -1,8 +1,9 @@
 //! Endpoints, the sets that requests choose from, and what is not known of an endpoint's cache.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::load::Load;
 
@@ -26,12 +27,21 @@ pub struct Endpoint {
     pub knowledge: Arc<Knowledge>,
     /// Its data-parallel ranks whose events are followed.
     pub ranks: Ranks,
+    /// The adapters that it says it has loaded.
+    pub adapters: ListedAdapters,
 }
 
 impl Endpoint {
     /// A new endpoint with nothing in flight.
     pub fn new(id: EndpointId, address: SocketAddr) -> Self {
-        Self { id, address, load: Load::default(), knowledge: Arc::default(), ranks: Ranks::default() }
+        Self {
+            id,
+            address,
+            load: Load::default(),
+            knowledge: Arc::default(),
+            ranks: Ranks::default(),
+            adapters: ListedAdapters::default(),
+        }
     }
 }
 
@@ -60,6 +70,40 @@ impl Ranks {
     /// Whether `rank` is one of them.
     pub fn contains(&self, rank: u32) -> bool {
         self.0.get(rank as usize / 64).is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (rank % 64)) != 0)
+    }
+}
+
+/// What an endpoint says of the adapters that it has loaded; what it said last counts, also while it says nothing.
+///
+/// Written by discovery when the list changes, read by requests that name an adapter: for the moment of a comparison.
+#[derive(Debug, Default)]
+pub struct ListedAdapters(RwLock<Option<BTreeSet<String>>>);
+
+/// Whether an endpoint has an adapter; what is greater is the better place for a request that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listing {
+    /// It has listed its adapters, and this is none of them.
+    Absent,
+    /// It has not listed any yet.
+    Unknown,
+    /// It has.
+    Listed,
+}
+
+impl ListedAdapters {
+    /// Makes these the adapters.
+    pub fn set(&self, adapters: BTreeSet<String>) {
+        // What is behind the lock is replaced as a whole, so a panic elsewhere cannot have left it half done.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(adapters);
+    }
+
+    /// Whether `adapter` is one of them.
+    pub fn listing(&self, adapter: &str) -> Listing {
+        match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            None => Listing::Unknown,
+            Some(adapters) if adapters.contains(adapter) => Listing::Listed,
+            Some(_) => Listing::Absent,
+        }
     }
 }
 
@@ -167,6 +211,17 @@ mod tests {
         let sources = [SourceKnowledge::new(endpoint.clone()), SourceKnowledge::new(endpoint.clone())];
         sources.iter().for_each(SourceKnowledge::start_generation);
         assert_eq!(endpoint.n_generations(), 2);
+    }
+
+    #[test]
+    fn adapters_are_unknown_until_they_are_listed() {
+        let adapters = ListedAdapters::default();
+        assert_eq!(adapters.listing("a"), Listing::Unknown);
+        adapters.set(["a".to_owned()].into());
+        assert_eq!((adapters.listing("a"), adapters.listing("b")), (Listing::Listed, Listing::Absent));
+        adapters.set(BTreeSet::new());
+        assert_eq!(adapters.listing("a"), Listing::Absent);
+        assert!(Listing::Listed > Listing::Unknown && Listing::Unknown > Listing::Absent);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Turns endpoints and overlaps into candidates.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::endpoint::{Endpoint, EndpointId, EndpointSet};
@@ -40,10 +39,10 @@ pub struct TokenMatch {
 pub fn candidates(
     set: &EndpointSet,
     matches: &[TokenMatch],
-    allowed: impl Fn(&SocketAddr) -> bool,
+    allowed: impl Fn(&Endpoint) -> bool,
     now: Millis,
 ) -> Vec<Candidate> {
-    let allowed: Vec<&Arc<Endpoint>> = set.endpoints.iter().filter(|endpoint| allowed(&endpoint.address)).collect();
+    let allowed: Vec<&Arc<Endpoint>> = set.endpoints.iter().filter(|endpoint| allowed(endpoint)).collect();
     let all_avoided = allowed.iter().all(|endpoint| endpoint.load.is_avoided(now));
     allowed
         .into_iter()
@@ -125,7 +124,7 @@ mod tests {
     fn only_allowed_endpoints_decide_whether_all_are_avoided() {
         let set = set(3);
         set.endpoints[0].load.failed(Millis(0), Millis(0));
-        let only_first = |address: &SocketAddr| address.port() == 8000;
+        let only_first = |endpoint: &Endpoint| endpoint.address.port() == 8000;
         assert_eq!(ids(&candidates(&set, &[], only_first, Millis(1))), [0]);
         assert_eq!(ids(&candidates(&set, &[], |_| false, Millis(1))), [0; 0]);
     }

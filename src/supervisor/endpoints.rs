@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, Tasks, tokenizers};
 use crate::config::{self, Config, StaticEndpoint};
+use crate::discovery::adapters::{self, ListAdapters};
 use crate::discovery::ask::{self, Ask};
 use crate::discovery::event_sources::RankSource;
 use crate::discovery::fixed::{EndpointIds, endpoint_set};
@@ -29,6 +30,7 @@ pub(super) struct BuiltPools {
     pub(super) endpoints: Vec<(Arc<str>, watch::Receiver<Arc<EndpointSet>>)>,
     pub(super) senders: Vec<watch::Sender<Arc<EndpointSet>>>,
     /// What asks the endpoints about themselves, to be started when all else stands.
+    listing: Vec<ListAdapters>,
     asking: Vec<Ask>,
     scraping: Vec<Scrape>,
     /// By model.
@@ -70,11 +72,14 @@ impl BuiltPools {
         if model.events.sync {
             self.watch_events(model, &client, &endpoints, follower);
         }
+        let listing =
+            ListAdapters { endpoints: endpoints.clone(), client: client.clone(), interval: adapters::INTERVAL };
+        self.listing.push(listing);
         let tokenizer = Arc::new(tokenizers::build(model, client)?);
         self.tokenizers.push((model.name.clone(), tokenizer.clone()));
         let pool = Arc::new(Pool {
             model: model.name.clone(),
-            adapters: adapters(model),
+            adapters: configured_adapters(model),
             hasher: model.block_hash.hasher(),
             reading: tokenizers::reading(&model.tokenizer),
             tokenizer,
@@ -109,6 +114,9 @@ impl BuiltPools {
 
     /// Starts asking the endpoints about themselves.
     pub(super) fn spawn(&mut self, tasks: &mut Tasks, shutdown: &CancellationToken) {
+        for listing in self.listing.drain(..) {
+            tasks.spawn("discovery-adapters", listing.run(shutdown.clone()));
+        }
         for ask in self.asking.drain(..) {
             tasks.spawn("discovery-ask", ask.run(shutdown.clone()));
         }
@@ -128,13 +136,13 @@ fn settings(model: &config::Model) -> Arc<ModelSettings> {
         model: model.name.clone(),
         algorithm: model.block_hash.algorithm,
         pythonhashseed: model.block_hash.pythonhashseed.clone(),
-        adapters: adapters(model),
+        adapters: configured_adapters(model),
         reports: model.events.report,
     })
 }
 
 /// Names and paths; an empty path is one that is not known.
-fn adapters(model: &config::Model) -> Vec<(Arc<str>, Arc<str>)> {
+fn configured_adapters(model: &config::Model) -> Vec<(Arc<str>, Arc<str>)> {
     model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone().unwrap_or_default())).collect()
 }
 

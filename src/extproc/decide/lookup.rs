@@ -96,7 +96,8 @@ impl Router {
     /// Looks the prompt up wherever some source has blocks, or else in what our picks have taught.
     pub(super) fn look_up(&self, question: &Question<'_>) -> Lookup {
         let pool = &question.target.pool;
-        let keyspaces = if pool.sync { self.index.keyspaces_of(&pool.model) } else { Vec::new() };
+        let keyspaces =
+            if question.target.follows_events() { self.index.keyspaces_of(&pool.model) } else { Vec::new() };
         let (matches, chains, basis) = if keyspaces.is_empty() {
             let (matches, chain) = self.learned_matches(question);
             (matches, vec![chain], Basis::Picks)

@@ -6,7 +6,6 @@
 mod lookup;
 mod pools;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -205,7 +204,7 @@ impl Router {
             return leave(Leave::NotSynced);
         }
         let (mut lookup, late) = match request {
-            Some(request) => self.look_into(target, &endpoints, head, request).await,
+            Some(request) => self.look_into(&target, &endpoints, head, request).await,
             None => (Err(Fallback::UnreadableBody), None),
         };
         if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
@@ -215,16 +214,17 @@ impl Router {
                 |id| endpoints.endpoints.iter().any(|endpoint| endpoint.id == id && endpoint.ranks.count() > 1);
             lookup.matches.retain(|found| found.rank.map_or_else(|| !has_ranks(found.endpoint), |found| found == rank));
         }
-        let verdict = self.route(target, &endpoints, head, &lookup);
-        let extended = self.extend(&verdict, &lookup, body);
+        let verdict = self.route(&target, &endpoints, head, &lookup);
+        let extended = if target.follows_events() { self.extend(&verdict, &lookup, body) } else { None };
         Answer { verdict, body: body_to_send(body, extended), late }
     }
 
     /// Whose request it is, and the request, if it can be read.
-    fn read(&self, head: &RequestHead, body: &[u8]) -> Result<(&Target, Option<LlmRequest>), Leave> {
+    fn read(&self, head: &RequestHead, body: &[u8]) -> Result<(Target, Option<LlmRequest>), Leave> {
         let opened = request::open(Api::of_path(&head.path), body).ok();
         let target = self.pools.find(opened.as_ref().and_then(Opened::model))?;
-        Ok((target, opened.map(|opened| opened.read(&target.pool.reading))))
+        let request = opened.map(|opened| opened.read(&target.pool.reading));
+        Ok((target, request))
     }
 
     /// The body with a request for a full report, if the endpoint should make one.
@@ -271,7 +271,7 @@ impl Router {
             Prompt::Opaque(opaque) => return (Err(Fallback::Opaque(opaque.as_str())), None),
         };
         let started = Instant::now();
-        let targets = |remote: &RemoteTokenizer| self.whom_to_ask(endpoints, head, remote);
+        let targets = |remote: &RemoteTokenizer| self.whom_to_ask(target, endpoints, head, remote);
         let Asked { tokens, late } = target.pool.tokenizer.tokens(question, targets).await;
         self.metrics.observe_stage(Stage::Tokenize, started.elapsed());
         let tokens = tokens.map_err(|error| {
@@ -282,12 +282,18 @@ impl Router {
     }
 
     /// The two least loaded endpoints that are not avoided and that answer for tokens.
-    fn whom_to_ask(&self, endpoints: &EndpointSet, head: &RequestHead, remote: &RemoteTokenizer) -> Targets {
+    fn whom_to_ask(
+        &self,
+        target: &Target,
+        endpoints: &EndpointSet,
+        head: &RequestHead,
+        remote: &RemoteTokenizer,
+    ) -> Targets {
         if remote.has_own_endpoint() {
             return Targets::default();
         }
-        let is_allowed = |address: &SocketAddr| head.allows(address) && remote.may_ask(*address);
-        let may_be_asked = candidates(endpoints, &[], is_allowed, self.now());
+        let is_allowed = |endpoint: &Endpoint| head.allows(&endpoint.address) && remote.may_ask(endpoint.address);
+        let may_be_asked = candidates(endpoints, &[], target.servers(endpoints, is_allowed), self.now());
         let picked = pick(&may_be_asked, &mut fastrand::Rng::new());
         Targets {
             first: picked.as_ref().map(|pick| pick.endpoint.address),
@@ -304,7 +310,7 @@ impl Router {
     ) -> Verdict {
         let started = Instant::now();
         let matches = lookup.as_ref().map_or(&[][..], |lookup| &lookup.matches);
-        let is_allowed = |address: &SocketAddr| head.allows(address);
+        let is_allowed = target.servers(endpoints, |endpoint| head.allows(&endpoint.address));
         let now = self.now();
         let Some(pick) = pick(&candidates(endpoints, matches, is_allowed, now), &mut fastrand::Rng::new()) else {
             let is_empty = endpoints.endpoints.is_empty();

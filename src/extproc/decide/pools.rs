@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::super::report::Reports;
 use super::Leave;
 use crate::request::ReadOptions;
-use crate::routing::endpoint::EndpointSet;
+use crate::routing::endpoint::{Endpoint, EndpointSet, Listing};
 use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockHasher, Scope};
 use crate::routing::index::Promises;
@@ -57,27 +57,68 @@ impl Pool {
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) pool: Arc<Pool>,
-    /// Position in [`Pool::adapters`].
-    pub(super) adapter_idx: Option<usize>,
+    pub(super) adapter: Option<Adapter>,
+}
+
+/// A LoRA adapter that a request names.
+#[derive(Clone, Debug)]
+pub(super) enum Adapter {
+    /// The one at this position of [`Pool::adapters`].
+    Configured(usize),
+    /// One that only endpoints list: where its blocks are is learned from picks.
+    Listed(Arc<str>),
 }
 
 impl Target {
+    fn base(pool: &Arc<Pool>) -> Self {
+        Self { pool: pool.clone(), adapter: None }
+    }
+
+    /// Whether the engines' events can tell where the prompt's blocks are.
+    pub(super) fn follows_events(&self) -> bool {
+        self.pool.sync && !matches!(self.adapter, Some(Adapter::Listed(_)))
+    }
+
+    /// The endpoints among `allowed` that can serve the request: those that list its adapter; where none does, those
+    /// that have not said yet; where all have, all, since the engine is the one to refuse it.
+    pub(super) fn servers<'a>(
+        &'a self,
+        endpoints: &EndpointSet,
+        allowed: impl Fn(&Endpoint) -> bool + 'a,
+    ) -> impl Fn(&Endpoint) -> bool + 'a {
+        let listing = |endpoint: &Endpoint| self.adapter_name().map(|name| endpoint.adapters.listing(name));
+        let found = endpoints.endpoints.iter().filter(|endpoint| allowed(endpoint));
+        let best = found.map(|endpoint| listing(endpoint)).max().flatten();
+        move |endpoint| allowed(endpoint) && best.is_none_or(|best| listing(endpoint) == Some(best))
+    }
+
+    fn adapter_name(&self) -> Option<&str> {
+        Some(match self.adapter.as_ref()? {
+            Adapter::Configured(adapter_idx) => &self.pool.adapters[*adapter_idx].0,
+            Adapter::Listed(name) => name,
+        })
+    }
+
     /// The kinds of extra keys in the hashes of a prompt's first `n_tokens`, which must be proved before a match may be
     /// believed.
     pub(super) fn required_kinds(&self, scope: &Scope, n_tokens: usize) -> KeyKinds {
-        let adapter = match self.adapter_idx {
-            Some(adapter_idx) => {
+        let adapter = match self.adapter {
+            Some(Adapter::Configured(adapter_idx)) => {
                 KeyKinds::adapter(adapter_idx).expect("the configuration bounds the adapters of a model")
             }
-            None => KeyKinds::PLAIN,
+            Some(Adapter::Listed(_)) | None => KeyKinds::PLAIN,
         };
         let salt = if scope.cache_salt.is_some() { KeyKinds::SALT } else { KeyKinds::NONE };
         let mm = if scope.has_mm_in_first(n_tokens) { KeyKinds::MM } else { KeyKinds::NONE };
         adapter | salt | mm
     }
 
+    /// Name and path of the adapter, as they are in block hashes.
     pub(super) fn adapter(&self) -> Option<(Arc<str>, Arc<str>)> {
-        self.adapter_idx.map(|adapter_idx| self.pool.adapters[adapter_idx].clone())
+        Some(match self.adapter.as_ref()? {
+            Adapter::Configured(adapter_idx) => self.pool.adapters[*adapter_idx].clone(),
+            Adapter::Listed(name) => (name.clone(), Arc::default()),
+        })
     }
 }
 
@@ -90,18 +131,18 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Adds a pool under its model's name, its aliases and its adapters' names.
+    /// Adds a pool under its model's name, its aliases and its configured adapters' names.
     pub fn add(&mut self, pool: &Arc<Pool>, aliases: &[String], is_default: bool) {
         self.all.push(pool.clone());
-        let target = |adapter_idx| Target { pool: pool.clone(), adapter_idx };
         for name in aliases.iter().map(String::as_str).chain([&*pool.model]) {
-            self.by_name.insert(name.to_owned(), target(None));
+            self.by_name.insert(name.to_owned(), Target::base(pool));
         }
         for (adapter_idx, (name, _)) in pool.adapters.iter().enumerate() {
-            self.by_name.insert(name.to_string(), target(Some(adapter_idx)));
+            let target = Target { pool: pool.clone(), adapter: Some(Adapter::Configured(adapter_idx)) };
+            self.by_name.insert(name.to_string(), target);
         }
         if is_default {
-            self.default = Some(target(None));
+            self.default = Some(Target::base(pool));
         }
     }
 
@@ -109,10 +150,17 @@ impl Pools {
         self.all.iter().map(|pool| &**pool)
     }
 
-    pub(super) fn find(&self, model: Option<&str>) -> Result<&Target, Leave> {
+    pub(super) fn find(&self, model: Option<&str>) -> Result<Target, Leave> {
         match model {
-            Some(name) => self.by_name.get(name).ok_or(Leave::UnknownModel),
-            None => self.default.as_ref().ok_or(Leave::NoModel),
+            Some(name) => self.by_name.get(name).cloned().or_else(|| self.listed(name)).ok_or(Leave::UnknownModel),
+            None => self.default.clone().ok_or(Leave::NoModel),
         }
+    }
+
+    /// An adapter that nobody configured, in the first pool of which an endpoint lists it.
+    fn listed(&self, name: &str) -> Option<Target> {
+        let lists = |endpoint: &Arc<Endpoint>| endpoint.adapters.listing(name) == Listing::Listed;
+        let pool = self.all.iter().find(|pool| pool.endpoints.borrow().endpoints.iter().any(lists))?;
+        Some(Target { pool: pool.clone(), adapter: Some(Adapter::Listed(name.into())) })
     }
 }

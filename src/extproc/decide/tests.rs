@@ -11,6 +11,10 @@ use crate::tokenizer::{Config, Source, Tokenizer};
 
 const TOKENS: [u32; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
 
+fn head() -> RequestHead {
+    RequestHead { path: "/v1/completions".to_owned(), ..RequestHead::default() }
+}
+
 struct Fixture {
     router: Router,
     pool: Arc<Pool>,
@@ -49,7 +53,7 @@ impl Fixture {
 
     async fn routed(&self, body: &serde_json::Value) -> Box<Routed> {
         let path = if body.get("messages").is_some() { "/v1/chat/completions" } else { "/v1/completions" };
-        let head = RequestHead { path: path.to_owned(), ..RequestHead::default() };
+        let head = RequestHead { path: path.to_owned(), ..head() };
         match self.router.decide(&head, body.to_string().as_bytes()).await.verdict {
             Verdict::Route(routed) => routed,
             other => panic!("{other:?}"),
@@ -184,4 +188,54 @@ async fn a_clients_rank_takes_nothing_from_promises_where_there_are_several() {
     assert_eq!(outcome().await, Outcome::PrefixMatch);
     endpoint.ranks.set([0, 1]);
     assert_eq!(outcome().await, Outcome::NoMatch);
+}
+
+/// Which of `n` requests for a model went to which of the two endpoints.
+async fn served(fixture: &Fixture, model: &str) -> [usize; 2] {
+    let mut counts = [0; 2];
+    for _ in 0..32 {
+        counts[fixture.decision(model).await.pick.endpoint.id.0 as usize] += 1;
+    }
+    counts
+}
+
+#[tokio::test]
+async fn adapter_is_served_where_it_is_listed() {
+    for adapter in ["lora-a", "lora-b"] {
+        let fixture = Fixture::new(None);
+        fixture.endpoint(1).adapters.set([adapter.to_owned()].into());
+        assert_eq!(served(&fixture, adapter).await, [0, 32], "the other one has not said yet");
+        fixture.endpoint(0).adapters.set(["other".to_owned()].into());
+        assert_eq!(served(&fixture, adapter).await, [0, 32], "the other one does not have it");
+        let Decision { pick, .. } = fixture.decision(adapter).await;
+        assert!(pick.alternate.is_none(), "a retry may not go where the adapter is not");
+        assert!(served(&fixture, "tiny").await.iter().all(|n| *n > 0), "everyone serves the model itself");
+    }
+}
+
+#[tokio::test]
+async fn configured_adapter_that_nobody_lists_goes_to_whoever_has_not_said_else_anywhere() {
+    let fixture = Fixture::new(None);
+    assert!(served(&fixture, "lora-a").await.iter().all(|n| *n > 0), "nobody has said anything yet");
+    fixture.endpoint(0).adapters.set([].into());
+    assert_eq!(served(&fixture, "lora-a").await, [0, 32]);
+    fixture.endpoint(1).adapters.set([].into());
+    assert!(served(&fixture, "lora-a").await.iter().all(|n| *n > 0), "it is for the engine to refuse it");
+}
+
+#[tokio::test]
+async fn adapter_that_only_endpoints_list_is_followed_by_picks_and_apart_from_the_model() {
+    let fixture = Fixture::new(None);
+    let body = json!({ "model": "lora-b", "prompt": (0..64).collect::<Vec<u32>>() });
+    let answer = fixture.router.decide(&head(), body.to_string().as_bytes()).await;
+    assert!(matches!(answer.verdict, Verdict::Leave(Leave::UnknownModel)));
+    (0..2).for_each(|id| fixture.endpoint(id).adapters.set(["lora-b".to_owned()].into()));
+    let _announced = fixture.warm(KeyspaceKind::Own, (0, 0, Tier::Gpu), 4);
+    let first = fixture.routed(&body).await;
+    assert_eq!(first.decision.outcome, Outcome::NoMatch);
+    let again = fixture.routed(&body).await;
+    assert_eq!(again.decision.outcome, Outcome::LearnedMatch);
+    assert_eq!(again.decision.pick.endpoint.id, first.decision.pick.endpoint.id);
+    let base = json!({ "model": "tiny", "prompt": (0..64).collect::<Vec<u32>>() });
+    assert_eq!(fixture.routed(&base).await.decision.outcome, Outcome::NoMatch);
 }
