@@ -18,6 +18,8 @@ pub enum Condition {
     Serving,
     /// Every pool has been listed at least once.
     DiscoverySynced,
+    /// The event sources have caught up, or have been waited for long enough.
+    Warm,
     /// The process has not been asked to stop. Holds from the start.
     NotDraining,
 }
@@ -33,10 +35,14 @@ impl Readiness {
         self.missing().next().is_none()
     }
 
+    /// Whether `condition` holds.
+    pub fn holds(&self, condition: Condition) -> bool {
+        self.holds[condition as usize].load(Ordering::Relaxed)
+    }
+
     /// The conditions that do not hold.
     pub fn missing(&self) -> impl Iterator<Item = Condition> + '_ {
-        let holds = |condition: &Condition| self.holds[*condition as usize].load(Ordering::Relaxed);
-        Condition::ALL.into_iter().filter(move |condition| !holds(condition))
+        Condition::ALL.into_iter().filter(|condition| !self.holds(*condition))
     }
 }
 
@@ -48,13 +54,14 @@ impl Default for Readiness {
 }
 
 impl Condition {
-    const ALL: [Self; 3] = [Self::Serving, Self::DiscoverySynced, Self::NotDraining];
+    const ALL: [Self; 4] = [Self::Serving, Self::DiscoverySynced, Self::Warm, Self::NotDraining];
 
     /// What `/readyz` says while the condition does not hold.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Serving => "serving: not started",
             Self::DiscoverySynced => "discovery: not synced",
+            Self::Warm => "warm: event sources are catching up",
             Self::NotDraining => "draining",
         }
     }
@@ -72,6 +79,8 @@ mod tests {
 
         clone.set(Condition::Serving, true);
         clone.set(Condition::DiscoverySynced, true);
+        assert_eq!(readiness.missing().collect::<Vec<_>>(), [Condition::Warm]);
+        clone.set(Condition::Warm, true);
 
         assert!(readiness.is_ready());
     }

@@ -237,10 +237,14 @@ mod tests {
         assert!(server.get("/livez").await.starts_with("HTTP/1.1 200"));
         let response = server.get("/readyz").await;
         assert!(response.starts_with("HTTP/1.1 503"), "{response}");
-        assert!(response.ends_with("serving: not started\ndiscovery: not synced\n"), "{response}");
+        assert!(
+            response.ends_with("serving: not started\ndiscovery: not synced\nwarm: event sources are catching up\n"),
+            "{response}"
+        );
 
         server.state.readiness.set(Condition::Serving, true);
         server.state.readiness.set(Condition::DiscoverySynced, true);
+        server.state.readiness.set(Condition::Warm, true);
         assert!(server.get("/readyz").await.starts_with("HTTP/1.1 200"));
 
         server.state.readiness.set(Condition::NotDraining, false);

@@ -49,6 +49,8 @@ pub struct Config {
     pub trace: Trace,
     /// What is known of the engines' KV events.
     pub events: Events,
+    /// Being sent requests.
+    pub readiness: Readiness,
     /// Stopping.
     pub shutdown: Shutdown,
     /// One pool of endpoints for each model.
@@ -130,6 +132,14 @@ pub struct EventSnapshots {
     pub interval: Human,
 }
 
+/// `readiness`: when `/readyz` and the gRPC health service say that requests may come.
+#[derive(Clone, Debug, Serialize)]
+pub struct Readiness {
+    /// How long event sources may take to catch up, once every pool has been listed, before the process is ready
+    /// without them; default 10s, 0s: they are not waited for.
+    pub warm_deadline: Human,
+}
+
 /// `shutdown`: what SIGTERM does.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shutdown {
@@ -177,8 +187,18 @@ impl Config {
 
 /// None only together with a fault.
 fn read_config(root: &Node<'_>) -> Option<Config> {
-    let [listen, selection, envoy, limits, log, trace, events, shutdown, models] =
-        root.fields(["listen", "selection", "envoy", "limits", "log", "trace", "events", "shutdown", "models"]);
+    let [listen, selection, envoy, limits, log, trace, events, readiness, shutdown, models] = root.fields([
+        "listen",
+        "selection",
+        "envoy",
+        "limits",
+        "log",
+        "trace",
+        "events",
+        "readiness",
+        "shutdown",
+        "models",
+    ]);
     let envoy = read_envoy(&envoy);
     let nodes = models.items();
     if nodes.is_empty() {
@@ -194,6 +214,7 @@ fn read_config(root: &Node<'_>) -> Option<Config> {
         log: read_log(&log),
         trace: read_trace(&trace),
         events: read_events(&events)?,
+        readiness: read_readiness(&readiness),
         shutdown: read_shutdown(&shutdown),
         models: parsed.into_iter().collect::<Option<_>>()?,
         aliases: Vec::new(),
@@ -291,6 +312,16 @@ fn read_event_snapshots(node: &Node<'_>) -> EventSnapshots {
         interval.fault(format!("{period}"), INTERVAL);
     }
     EventSnapshots { dir: path.map(PathBuf::from), interval: period }
+}
+
+fn read_readiness(node: &Node<'_>) -> Readiness {
+    const DEADLINE: &str = "a duration of at most 1h, such as 10s";
+    let [warm_deadline] = node.fields(["warm_deadline"]);
+    let deadline = warm_deadline.or(Human(Duration::from_secs(10)), DEADLINE);
+    if deadline.0 > Duration::from_secs(3600) {
+        warm_deadline.fault(deadline, DEADLINE);
+    }
+    Readiness { warm_deadline: deadline }
 }
 
 fn read_shutdown(node: &Node<'_>) -> Shutdown {
@@ -426,6 +457,7 @@ models:
             ("log: {filter: 'a=b=c'}", "log.filter"),
             ("limits: {body_bytes: 1}", "limits.body_bytes"),
             ("limits: {index_bytes: 1}", "limits.index_bytes"),
+            ("readiness: {warm_deadline: 2h}", "readiness.warm_deadline"),
             ("events: {siblings: ['https://h:1']}", "events.siblings[0]"),
             ("events: {snapshots: {dir: ''}}", "events.snapshots.dir"),
             ("events: {snapshots: {dir: /d, interval: 5ms}}", "events.snapshots.interval"),

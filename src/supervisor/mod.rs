@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod tokenizers;
+mod warmth;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -169,6 +170,8 @@ impl Running {
             AdminState { metrics: metrics.clone(), readiness: readiness.clone(), sources: read_sources(&events) };
         admin.spawn("admin", crate::admin::run(admin_listener, state, snapshots.routes(), shutdown_admin.clone()));
         built.spawn(&mut tasks, &shutdown);
+        let warmth = warmth::Warmth { readiness: readiness.clone(), deadline: config.readiness.warm_deadline.0 };
+        background.spawn("warmth", warmth.run(warmth::states(&events), shutdown_background.clone()));
         background.spawn("offers", drop_unclaimed_offers(events.clone(), shutdown_background.clone()));
         if let Some(writer) = snapshots.writer() {
             background.spawn("snapshots", writer.run(shutdown_background.clone()));

@@ -88,7 +88,8 @@ fn get(address: &str, path: &str) -> String {
 
 #[test]
 fn serves_until_sigterm_and_exits_with_0() {
-    let mut process = Process::start("sigterm", ([127, 0, 0, 1], 0).into(), "log: {format: json}");
+    let mut process =
+        Process::start("sigterm", ([127, 0, 0, 1], 0).into(), "log: {format: json}\nreadiness: {warm_deadline: 500ms}");
     let addresses = process.wait_for_log("warmroute is starting");
     let admin = addresses["admin"].as_str().unwrap();
     let deadline = Instant::now() + DEADLINE;
