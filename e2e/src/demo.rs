@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cache::Cache;
 use crate::engines::{ENGINE_MODEL, Engines};
-use crate::envoy::{Balancing, Envoy};
+use crate::envoy::{Balancing, Envoy, Gateway};
 use crate::fetch;
 use crate::load::{self, Target};
 use crate::report::{self, PolicyRuns, Proof, Run};
@@ -236,7 +236,7 @@ impl Stage {
                 let options = RouterOptions::new(engines.addresses());
                 let router = Router::start(&self.router, dir, &options).await?;
                 let extproc = router.extproc();
-                (Some(router), Balancing::Warmroute(extproc))
+                (Some(router), Balancing::Warmroute(extproc, Gateway::OverrideHost))
             }
         })
     }

@@ -1,7 +1,7 @@
-//! A real Envoy, configured from `envoy/static-override-host.yaml`.
+//! A real Envoy, configured from `envoy/static-override-host.yaml` or `envoy/static-original-dst.yaml`.
 //!
-//! The file stays a valid example of its own; here it becomes a tree of values in which ports, endpoints
-//! and the policy are replaced, and is written as JSON, which Envoy reads as well.
+//! The files stay valid examples of their own; here they become a tree of values in which ports, endpoints
+//! and the policy are replaced, and are written as JSON, which Envoy reads as well.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,17 +17,38 @@ use crate::service::{Service, free_addresses};
 pub const SERVED_BY: &str = "x-served-by";
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
+/// Where the HTTP connection manager is.
+const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
 /// Who chooses the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balancing {
-    /// warmroute at this address; `least_request` where it names nobody.
-    Warmroute(SocketAddr),
+    /// warmroute at this address.
+    Warmroute(SocketAddr, Gateway),
     /// Envoy alone, in turn.
     RoundRobin,
     /// Envoy alone, the less busy of two random ones.
     LeastRequest,
+}
+
+impl Balancing {
+    /// Whether Envoy's cluster has a list of hosts.
+    fn has_hosts(self) -> bool {
+        !matches!(self, Self::Warmroute(_, Gateway::OriginalDst))
+    }
+}
+
+/// How Envoy works with warmroute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gateway {
+    /// Bodies are buffered; `override_host` dials hosts of the cluster, and `least_request` picks where nobody is named.
+    #[default]
+    OverrideHost,
+    /// The same with bodies in full duplex, both ways.
+    FullDuplex,
+    /// Bodies are buffered; Envoy dials whatever it is told.
+    OriginalDst,
 }
 
 /// A running Envoy; it ends when it is dropped.
@@ -45,7 +66,7 @@ impl Envoy {
     /// When the example cannot be read, or when Envoy does not accept what was made of it.
     pub async fn start(binary: &Path, dir: &Path, balancing: Balancing, engines: &[SocketAddr]) -> Result<Self> {
         let [address, admin] = free_addresses()?;
-        let config = bootstrap(&example()?, &Ports { address, admin }, balancing, engines)?;
+        let config = bootstrap(&example(balancing)?, &Ports { address, admin }, balancing, engines)?;
         let file = dir.join("envoy.json");
         std::fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
         let mut command = Command::new(binary);
@@ -76,8 +97,12 @@ struct Ports {
     admin: SocketAddr,
 }
 
-fn example() -> Result<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../envoy/static-override-host.yaml");
+fn example(balancing: Balancing) -> Result<Value> {
+    let name = match balancing {
+        Balancing::Warmroute(_, Gateway::OriginalDst) => "static-original-dst.yaml",
+        _ => "static-override-host.yaml",
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../envoy").join(name);
     let text = std::fs::read_to_string(&path);
     let text = text.with_context(|| format!("cannot read {}", path.display()))?;
     serde_saphyr::from_str(&text).with_context(|| format!("{} is not YAML", path.display()))
@@ -87,27 +112,40 @@ fn bootstrap(example: &Value, ports: &Ports, balancing: Balancing, engines: &[So
     let mut config = example.clone();
     *at(&mut config, "/admin/address")? = address(ports.admin);
     *at(&mut config, "/static_resources/listeners/0/address")? = address(ports.address);
-    let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
-    at(&mut config, &format!("{manager}/route_config"))?["response_headers_to_add"] =
+    at(&mut config, &format!("{MANAGER}/route_config"))?["response_headers_to_add"] =
         json!([{"header": {"key": SERVED_BY, "value": "%UPSTREAM_REMOTE_ADDRESS%"}}]);
     let pods = cluster(&mut config, "pods")?;
-    pods["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(engines);
+    if balancing.has_hosts() {
+        pods["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(engines);
+    }
     let policy = match balancing {
-        Balancing::Warmroute(router) => {
-            let ext_proc = cluster(&mut config, "ext_proc")?;
-            ext_proc["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(&[router]);
-            return Ok(config);
-        }
+        Balancing::Warmroute(router, gateway) => return warmroute(config, router, gateway),
         Balancing::RoundRobin => ("round_robin", "RoundRobin"),
         Balancing::LeastRequest => ("least_request", "LeastRequest"),
     };
     pods["load_balancing_policy"] = plain_policy(policy);
-    let filters = at(&mut config, &format!("{manager}/http_filters"))?;
+    let filters = at(&mut config, &format!("{MANAGER}/http_filters"))?;
     let filters = filters.as_array_mut().context("http_filters is not a list")?;
     filters.retain(|filter| filter["name"] != "envoy.filters.http.ext_proc");
-    let routes = at(&mut config, &format!("{manager}/route_config/virtual_hosts/0/routes"))?;
+    let routes = at(&mut config, &format!("{MANAGER}/route_config/virtual_hosts/0/routes"))?;
     for route in routes.as_array_mut().context("routes is not a list")? {
         route.as_object_mut().context("a route is not a map")?.remove("typed_per_filter_config");
+    }
+    Ok(config)
+}
+
+fn warmroute(mut config: Value, router: SocketAddr, gateway: Gateway) -> Result<Value> {
+    let ext_proc = cluster(&mut config, "ext_proc")?;
+    ext_proc["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(&[router]);
+    if gateway == Gateway::FullDuplex {
+        *at(&mut config, &format!("{MANAGER}/http_filters/0/typed_config/processing_mode"))? = json!({
+            "request_header_mode": "SEND",
+            "request_body_mode": "FULL_DUPLEX_STREAMED",
+            "request_trailer_mode": "SEND",
+            "response_header_mode": "SEND",
+            "response_body_mode": "FULL_DUPLEX_STREAMED",
+            "response_trailer_mode": "SEND",
+        });
     }
     Ok(config)
 }
@@ -143,12 +181,12 @@ mod tests {
 
     fn made(balancing: Balancing) -> Value {
         let [address, admin, engine] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        bootstrap(&example().unwrap(), &Ports { address, admin }, balancing, &[engine, engine]).unwrap()
+        bootstrap(&example(balancing).unwrap(), &Ports { address, admin }, balancing, &[engine, engine]).unwrap()
     }
 
     #[test]
     fn example_is_changed_only_in_what_the_harness_replaces() {
-        let config = made(Balancing::Warmroute(SocketAddr::from(([127, 0, 0, 1], 4))));
+        let config = made(Balancing::Warmroute(SocketAddr::from(([127, 0, 0, 1], 4)), Gateway::OverrideHost));
         assert_eq!(config.pointer("/admin/address/socket_address/port_value"), Some(&json!(2)));
         let pods = &config["static_resources"]["clusters"][0];
         assert_eq!(pods["load_assignment"]["endpoints"][0]["lb_endpoints"].as_array().unwrap().len(), 2);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use warmroute::routing::hash::HashAlgorithm;
 
 use crate::engines::ENGINE_MODEL;
+use crate::envoy::Gateway;
 use crate::service::{Service, free_addresses};
 use crate::tool::{env_path, run};
 
@@ -52,6 +53,10 @@ pub struct RouterOptions {
     pub env: Vec<(String, String)>,
     /// `events.snapshots.dir`, written every second.
     pub snapshots: Option<PathBuf>,
+    /// How Envoy is set up, which decides how it is told the endpoint.
+    pub gateway: Gateway,
+    /// `limits.body_bytes`; none: not in the file.
+    pub body_bytes: Option<usize>,
 }
 
 impl RouterOptions {
@@ -70,6 +75,8 @@ impl RouterOptions {
             tokenizer: Some(json!({"kind": "remote"})),
             env: Vec::new(),
             snapshots: None,
+            gateway: Gateway::default(),
+            body_bytes: None,
         }
     }
 }
@@ -218,7 +225,10 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
     let mut config = json!({
         "listen": {"extproc": extproc, "admin": admin},
         "events": {"snapshots": {"dir": options.snapshots, "interval": "1s"}},
-        "selection": {"header": "x-gateway-destination-endpoint"},
+        "selection": match options.gateway {
+            Gateway::OverrideHost | Gateway::FullDuplex => json!({"header": "x-gateway-destination-endpoint"}),
+            Gateway::OriginalDst => json!({"mode": "original_dst"}),
+        },
         "models": [{
             "name": options.model,
             "adapters": options.adapters.iter().map(adapter).collect::<Vec<_>>(),
@@ -227,6 +237,9 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
             "discovery": {"static": options.engines.iter().map(engine).collect::<Vec<_>>()},
         }],
     });
+    if let Some(body_bytes) = options.body_bytes {
+        config["limits"] = json!({"body_bytes": body_bytes});
+    }
     // What is not in the file may come from the environment, and an empty value would be one.
     let model = &mut config["models"][0];
     if let Some(tokenizer) = &options.tokenizer {

@@ -38,13 +38,22 @@ impl Stack {
                 .context("getting the programs panicked")??;
         let router = Router::start(&binary, dir, options).await?;
         let addresses: Vec<SocketAddr> = options.engines.iter().map(|engine| engine.http).collect();
-        let envoy = Envoy::start(&envoy, dir, Balancing::Warmroute(router.extproc()), &addresses).await?;
+        let balancing = Balancing::Warmroute(router.extproc(), options.gateway);
+        let envoy = Envoy::start(&envoy, dir, balancing, &addresses).await?;
         Ok(Self { envoy, router: Some(router) })
     }
 
     /// The URL of `path` behind Envoy.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.envoy.address())
+    }
+
+    /// Kills the router; Envoy goes on.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub async fn kill_router(&mut self) -> Result<()> {
+        self.router.take().context("the router was stopped")?.kill().await
     }
 
     /// Ends the router; Envoy goes on.

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::watch;
+
 /// Conditions that must hold together for the process to be ready; cloned freely, all clones are one.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     /// One flag per condition, set by the module that it is about and read by probes. Each is independent, so
     /// no order between them is needed.
     holds: Arc<[AtomicBool; Condition::ALL.len()]>,
+    /// Whether they all hold, for those who wait for a change.
+    ready: watch::Sender<bool>,
 }
 
 /// What must hold to be ready.
@@ -28,6 +32,13 @@ impl Readiness {
     /// Sets whether `condition` holds.
     pub fn set(&self, condition: Condition, holds: bool) {
         self.holds[condition as usize].store(holds, Ordering::Relaxed);
+        // Judged under the channel's lock: of two that set at once, the later one sees what both have set.
+        self.ready.send_if_modified(|ready| std::mem::replace(ready, self.is_ready()) != *ready);
+    }
+
+    /// Whether every condition holds, and each change of that.
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
     /// Whether every condition holds.
@@ -49,7 +60,7 @@ impl Readiness {
 impl Default for Readiness {
     fn default() -> Self {
         let holds = Condition::ALL.map(|condition| condition == Condition::NotDraining);
-        Self { holds: Arc::new(holds.map(AtomicBool::new)) }
+        Self { holds: Arc::new(holds.map(AtomicBool::new)), ready: watch::Sender::new(false) }
     }
 }
 
@@ -83,5 +94,22 @@ mod tests {
         clone.set(Condition::Warm, true);
 
         assert!(readiness.is_ready());
+    }
+
+    #[test]
+    fn watchers_are_told_each_change_and_nothing_else() {
+        let readiness = Readiness::default();
+        let mut watch = readiness.watch();
+        for (condition, holds, expected) in [
+            (Condition::Serving, true, None),
+            (Condition::DiscoverySynced, true, Some(true)),
+            (Condition::DiscoverySynced, true, None),
+            (Condition::NotDraining, false, Some(false)),
+            (Condition::Serving, false, None),
+        ] {
+            readiness.set(condition, holds);
+            let has_changed = watch.has_changed().expect("the sender is there");
+            assert_eq!(has_changed.then(|| *watch.borrow_and_update()), expected, "{condition:?} {holds}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod discovery;
 mod engine;
 mod model;
 mod reader;
+mod selection;
 mod tokenizer;
 mod values;
 
@@ -25,6 +26,8 @@ pub use model::{Adapter, BlockHash, Model};
 use model::{check_names, each, read_model};
 pub use reader::Fault;
 use reader::{Node, Source, shown};
+pub use selection::Selection;
+use selection::read_selection;
 pub use tokenizer::{Tokenizer, TokenizerApi, TokenizerKind};
 pub use values::{Human, ZmqEndpoint};
 
@@ -67,13 +70,6 @@ pub struct Listen {
     pub extproc: SocketAddr,
     /// `/metrics`, `/livez`, `/readyz`, default `127.0.0.1:9090`.
     pub admin: SocketAddr,
-}
-
-/// `selection`: how Envoy is told the endpoint.
-#[derive(Clone, Debug, Serialize)]
-pub struct Selection {
-    /// Request header, and key in the dynamic metadata `envoy.lb`; default `x-gateway-destination-endpoint`.
-    pub header: String,
 }
 
 /// `envoy`: settings of Envoy that ours must agree with.
@@ -143,7 +139,11 @@ pub struct Readiness {
 /// `shutdown`: what SIGTERM does.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shutdown {
-    /// Longest time that open streams may take to finish, default 25s. Keep below the pod's termination grace period.
+    /// Time between "not ready" and the moment from which no new stream is taken, default 0s. In Kubernetes Envoy needs
+    /// some seconds to hear that the pod is going; where nobody watches readiness, waiting helps nobody.
+    pub delay: Human,
+    /// Longest time that open streams may take to finish after that, default 25s. Keep the sum of both below the pod's
+    /// termination grace period.
     pub grace: Human,
 }
 
@@ -230,17 +230,6 @@ fn read_listen(node: &Node<'_>) -> Listen {
     }
 }
 
-fn read_selection(node: &Node<'_>) -> Selection {
-    const EXPECTED: &str = "a header name of lower-case letters, digits and hyphens that begins with x-";
-    let [header] = node.fields(["header"]);
-    let name = header.or("x-gateway-destination-endpoint".to_owned(), EXPECTED);
-    let token = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if !name.starts_with("x-") || !name.chars().all(token) {
-        header.fault(format!("{name:?}"), EXPECTED);
-    }
-    Selection { header: name }
-}
-
 fn read_envoy(node: &Node<'_>) -> Envoy {
     const TIMEOUT: &str = "a duration from 20ms to 10m, such as 1s";
     let [message_timeout] = node.fields(["message_timeout"]);
@@ -325,8 +314,13 @@ fn read_readiness(node: &Node<'_>) -> Readiness {
 }
 
 fn read_shutdown(node: &Node<'_>) -> Shutdown {
-    let [grace] = node.fields(["grace"]);
-    Shutdown { grace: grace.or(Human(Duration::from_secs(25)), "a duration such as 25s") }
+    const DELAY: &str = "a duration from 0s to 10m, such as 5s";
+    let [delay, grace] = node.fields(["delay", "grace"]);
+    let pause = delay.or(Human(Duration::ZERO), DELAY);
+    if pause.0 > Duration::from_secs(600) {
+        delay.fault(pause, DELAY);
+    }
+    Shutdown { delay: pause, grace: grace.or(Human(Duration::from_secs(25)), "a duration such as 25s") }
 }
 
 #[cfg(test)]
@@ -449,8 +443,7 @@ models:
     #[test]
     fn values_that_cannot_work_are_refused_before_serving() {
         for (setting, path) in [
-            ("selection: {header: target-pod}", "selection.header"),
-            ("selection: {header: content-type}", "selection.header"),
+            ("shutdown: {delay: 11m}", "shutdown.delay"),
             ("trace: {otlp_endpoint: 'https://c:4317'}", "trace.otlp_endpoint"),
             ("trace: {otlp_endpoint: 'c:4317'}", "trace.otlp_endpoint"),
             ("trace: {sample_ratio: 2}", "trace.sample_ratio"),

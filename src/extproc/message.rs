@@ -1,19 +1,22 @@
 //! What Envoy's messages say, as plain values.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, Metadata};
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_types::pb::envoy::service::ext_proc::v3::{HttpHeaders, ProcessingRequest};
 use envoy_types::pb::google::protobuf::{Value, value::Kind};
+use serde::Serialize;
 
 /// Metadata namespace in which a gateway names the endpoints to choose from (endpoint-picker protocol 1.0).
 const SUBSET_NAMESPACE: &str = "envoy.lb.subset_hint";
 /// Key of that list.
 const SUBSET_KEY: &str = "x-gateway-destination-endpoint-subset";
 
-/// How Envoy sends the request body. A stream that does not say so is taken as [`BodyMode::Buffered`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How Envoy sends a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BodyMode {
     /// Not at all: only the headers can decide.
     None,
@@ -23,20 +26,21 @@ pub enum BodyMode {
     Buffered,
     /// In one message, cut at Envoy's limit.
     BufferedPartial,
-    /// In pieces that we would have to send back.
+    /// In pieces that we have to send back; the headers wait for our answer.
     FullDuplexStreamed,
+    /// As gRPC messages, which no request of ours consists of.
+    Grpc,
 }
 
 impl BodyMode {
-    /// As the first message of a stream tells it.
-    pub fn of(message: &ProcessingRequest) -> Self {
-        let Some(config) = &message.protocol_config else { return Self::Buffered };
-        match config.request_body_mode() {
+    fn of(mode: BodySendMode) -> Self {
+        match mode {
             BodySendMode::None => Self::None,
             BodySendMode::Streamed => Self::Streamed,
             BodySendMode::Buffered => Self::Buffered,
             BodySendMode::BufferedPartial => Self::BufferedPartial,
-            BodySendMode::FullDuplexStreamed | BodySendMode::Grpc => Self::FullDuplexStreamed,
+            BodySendMode::FullDuplexStreamed => Self::FullDuplexStreamed,
+            BodySendMode::Grpc => Self::Grpc,
         }
     }
 
@@ -48,12 +52,54 @@ impl BodyMode {
             Self::Buffered => "buffered",
             Self::BufferedPartial => "buffered_partial",
             Self::FullDuplexStreamed => "full_duplex_streamed",
+            Self::Grpc => "grpc",
         }
     }
+}
 
-    /// Whether Envoy is set up so that a request's prompt can decide.
-    pub fn is_supported(self) -> bool {
-        matches!(self, Self::Buffered)
+/// The modes in which a request's prompt can decide.
+impl FromStr for BodyMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "buffered" => Ok(Self::Buffered),
+            "full_duplex_streamed" => Ok(Self::FullDuplexStreamed),
+            _ => Err(()),
+        }
+    }
+}
+
+/// How Envoy sends the bodies of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Modes {
+    /// The request's.
+    pub request: BodyMode,
+    /// The response's.
+    pub response: BodyMode,
+}
+
+impl Modes {
+    /// As the first message of a stream tells them; where it does not (Envoy before 1.34), the request's is `assumed`,
+    /// and the response's is what belongs to it.
+    pub fn of(message: &ProcessingRequest, assumed: BodyMode) -> Self {
+        let Some(config) = &message.protocol_config else {
+            let response =
+                if assumed == BodyMode::FullDuplexStreamed { BodyMode::FullDuplexStreamed } else { BodyMode::None };
+            return Self { request: assumed, response };
+        };
+        Self { request: BodyMode::of(config.request_body_mode()), response: BodyMode::of(config.response_body_mode()) }
+    }
+
+    /// What is wrong with them, as a metric names it: the prompt does not come in time, or the stream ends before the
+    /// answer does, because in full duplex Envoy keeps it only for as long as there is something to be sent back.
+    pub fn misconfigured(self) -> Option<&'static str> {
+        match self {
+            Self { request: BodyMode::Buffered, .. }
+            | Self { request: BodyMode::FullDuplexStreamed, response: BodyMode::FullDuplexStreamed } => None,
+            Self { request: BodyMode::FullDuplexStreamed, .. } => Some("full_duplex_streamed_without_response"),
+            Self { request, .. } => Some(request.as_str()),
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! Envoy's external processor: one gRPC stream per HTTP request.
 //!
 //! [`stream`] says what each message asks for, [`decide`] decides, [`report`] says which requests ask their engine for
-//! a report, [`reply`] builds answers, [`mod@settle`] learns from the response; this adapter only carries values
-//! between them and the socket. The in-flight count lives in the stream's `Session`: however the stream ends, the count
-//! ends with it.
+//! a report, [`reply`] builds answers, [`echo`] sends bodies back, [`mod@settle`] learns from the response; this adapter
+//! only carries values between them and the socket. The in-flight count lives in the stream's `Session`: however the
+//! stream ends, the count ends with it.
+//!
+//! The port also answers `grpc.health.v1`, see [`health`].
 //!
 //! A panic costs its own stream, which ends with `internal`: never with OK, which would let the request pass unrouted.
 
 pub mod decide;
+pub mod echo;
+pub mod health;
 pub mod message;
 pub mod reply;
 pub mod report;
@@ -28,6 +32,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, Processin
 use futures_util::future::FutureExt;
 use futures_util::stream::{self as futures_stream, BoxStream, Stream, StreamExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -36,10 +41,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span, debug, error, warn};
 
 use self::decide::{Answer, Routed, Router, Verdict};
-use self::message::{BodyMode, RequestHead, Served};
-use self::reply::Replies;
+use self::message::{BodyMode, Modes, Served};
+use self::reply::{Replies, Selection};
 use self::settle::{Settled, settle};
-use self::stream::{Step, StreamState};
+use self::stream::{Question, Settings, Step, StreamState};
 use crate::request::Api;
 use crate::routing::pick::{Decision, Outcome};
 use crate::telemetry::metrics::{Metrics, NotServedCause, StreamInFlight};
@@ -71,9 +76,11 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Settings of the server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Selection header, lower case.
-    pub selection_header: String,
-    /// Largest request body in bytes.
+    /// How Envoy is told the endpoint.
+    pub selection: Selection,
+    /// How Envoy sends request bodies on a stream that does not tell.
+    pub assumed_mode: BodyMode,
+    /// Largest request body in bytes. In full duplex a larger one is served, by load.
     pub body_bytes: usize,
 }
 
@@ -82,7 +89,8 @@ pub struct Config {
 #[error("the ext_proc server failed")]
 pub struct Error(#[from] tonic::transport::Error);
 
-/// Serves ext_proc on `listener` until `shutdown`, then until the open streams have ended.
+/// Serves ext_proc on `listener` until `shutdown`, then until the open streams have ended. The health service says what
+/// `ready` does.
 ///
 /// # Errors
 /// The listener failed.
@@ -90,15 +98,17 @@ pub async fn run(
     listener: TcpListener,
     config: Config,
     router: Arc<Router>,
+    ready: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let streams = TaskTracker::new();
-    let processor = Processor {
-        router,
-        replies: Replies::new(&config.selection_header),
-        shutdown: shutdown.clone(),
-        streams: streams.clone(),
+    let settings = Settings {
+        replies: Replies::new(config.selection),
+        assumed_mode: config.assumed_mode,
+        body_bytes: config.body_bytes,
     };
+    let processor = Processor { router, settings, shutdown: shutdown.clone(), streams: streams.clone() };
+    let (health, follow_readiness) = health::service(ready).await;
     let service =
         ExternalProcessorServer::new(processor).max_decoding_message_size(config.body_bytes + MESSAGE_OVERHEAD);
     let mut server = pin!(
@@ -110,11 +120,13 @@ pub async fn run(
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
             .add_service(service)
+            .add_service(health)
             .serve_with_incoming_shutdown(incoming(listener), shutdown.clone().cancelled_owned())
     );
     tokio::select! {
         result = &mut server => return Ok(result?),
         () = drained(&shutdown, &streams) => {}
+        never = follow_readiness => match never {},
     }
     Ok(tokio::time::timeout(LINGER, server).await.unwrap_or(Ok(()))?)
 }
@@ -138,7 +150,7 @@ async fn drained(shutdown: &CancellationToken, streams: &TaskTracker) {
 
 struct Processor {
     router: Arc<Router>,
-    replies: Replies,
+    settings: Settings,
     shutdown: CancellationToken,
     /// Tracks the open streams.
     streams: TaskTracker,
@@ -155,7 +167,7 @@ impl ExternalProcessor for Processor {
         let span = request_span(request.metadata());
         let session = Session {
             inbound: request.into_inner(),
-            state: StreamState::new(self.replies.clone()),
+            state: StreamState::new(self.settings.clone()),
             router: self.router.clone(),
             shutdown: self.shutdown.clone(),
             routed: None,
@@ -202,10 +214,13 @@ async fn contained<T>(work: impl Future<Output = Result<T, Status>>, metrics: &M
 }
 
 impl Session {
-    /// Takes messages until one wants an answer; none when the stream has ended.
+    /// What is due, else takes messages until one wants an answer; none when the stream has ended.
     async fn reply(&mut self) -> Result<Option<ProcessingResponse>, Status> {
+        if let Some(piece) = self.state.next_piece() {
+            return Ok(Some(piece));
+        }
         while let Some(message) = self.next_message().await? {
-            let is_first = self.state.mode().is_none();
+            let is_first = self.state.modes().is_none();
             let is_observing = message.observability_mode;
             let step = self.state.on_message(message);
             if is_first {
@@ -214,14 +229,15 @@ impl Session {
             match step {
                 Step::Wait => {}
                 Step::Reply(reply) => return Ok(Some(*reply)),
-                Step::Decide { head, body } => return Ok(Some(self.decide(&head, &body).await)),
+                Step::Decide(question) => return Ok(Some(self.decide(question).await)),
                 Step::Served(served, reply) => {
                     self.served(&served);
                     return Ok(Some(*reply));
                 }
                 Step::Unsupported(mode) => {
                     let mode = mode.as_str();
-                    return Err(Status::failed_precondition(format!("request_body_mode {mode}, expected buffered")));
+                    let expected = "expected buffered or full_duplex_streamed";
+                    return Err(Status::failed_precondition(format!("request_body_mode {mode}, {expected}")));
                 }
             }
         }
@@ -240,19 +256,22 @@ impl Session {
     }
 
     fn check_mode(&self, is_observing: bool) {
-        let mode = self.state.mode().unwrap_or(BodyMode::Buffered);
-        if is_observing {
-            self.router.metrics().count_misconfigured_stream("observability");
-        } else if !mode.is_supported() {
-            self.router.metrics().count_misconfigured_stream(mode.as_str());
+        let misconfigured = self.state.modes().and_then(Modes::misconfigured);
+        if let Some(mode) = if is_observing { Some("observability") } else { misconfigured } {
+            self.router.metrics().count_misconfigured_stream(mode);
         }
     }
 
-    async fn decide(&mut self, head: &RequestHead, body: &[u8]) -> ProcessingResponse {
+    async fn decide(&mut self, question: Question) -> ProcessingResponse {
+        let Question { head, body, is_beginning } = &question;
         self.span.record(attribute::OPERATION_NAME, Api::of_path(&head.path).operation());
-        let Answer { verdict, body, late } = self.router.decide(head, body).await;
+        let Answer { verdict, body, late } = if *is_beginning {
+            self.router.decide_by_beginning(head, body)
+        } else {
+            self.router.decide(head, body).await
+        };
         self.late = late;
-        let reply = self.state.decided(&verdict, body);
+        let reply = self.state.decided(question, &verdict, body);
         match verdict {
             Verdict::Route(routed) => {
                 self.note_decision(&routed.decision);

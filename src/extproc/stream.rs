@@ -3,26 +3,28 @@
 //! Envoy sends request headers, then the body (unless the headers end the stream), then response headers. The machine
 //! takes messages in any order, because filters before us may answer locally and modes may be overridden: what it does
 //! not expect it lets pass. It asks for a decision at most once.
+//!
+//! In full duplex (the endpoint-picker protocol) Envoy gives bodies away in pieces, and the request's headers wait for
+//! our answer. The machine holds the pieces up to a limit, asks for the decision when the last has come, answers the
+//! headers, and sends the body back. What is larger is decided by its beginning and then passed on as it comes. The
+//! response's body is sent back piece by piece.
 
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request;
-use envoy_types::pb::envoy::service::ext_proc::v3::{HttpHeaders, ProcessingRequest, ProcessingResponse};
+use envoy_types::pb::envoy::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
 
 use super::decide::Verdict;
-use super::message::{BodyMode, RequestHead, Served};
+use super::echo::{Echo, End, Side};
+use super::message::{BodyMode, Modes, RequestHead, Served};
 use super::reply::{self, Replies, RequestStep};
 
-/// What the adapter has to do next.
+/// What the adapter has to do next. Before it takes the next message it has to send all that
+/// [`StreamState::next_piece`] has.
 #[derive(Debug)]
 pub enum Step {
     /// Send this and wait for the next message.
     Reply(Box<ProcessingResponse>),
     /// Decide on this request, then send what [`StreamState::decided`] returns.
-    Decide {
-        /// From the headers step.
-        head: RequestHead,
-        /// The whole body; empty when there is none.
-        body: Vec<u8>,
-    },
+    Decide(Question),
     /// Take note of who served, then send this.
     Served(Served, Box<ProcessingResponse>),
     /// Wait for the next message: this one wants no answer.
@@ -31,13 +33,39 @@ pub enum Step {
     Unsupported(BodyMode),
 }
 
+/// A request that wants a decision.
+#[derive(Debug)]
+pub struct Question {
+    /// From the headers step.
+    pub head: RequestHead,
+    /// The body; empty when there is none.
+    pub body: Vec<u8>,
+    /// Whether the body is only the beginning of one that is too large to be held.
+    pub is_beginning: bool,
+}
+
+/// What streams have in common.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Builds the replies.
+    pub replies: Replies,
+    /// How Envoy sends request bodies on a stream that does not tell.
+    pub assumed_mode: BodyMode,
+    /// Most bytes of a body that are held, apart from the piece that goes beyond.
+    pub body_bytes: usize,
+}
+
 /// Where a stream stands.
 #[derive(Debug)]
 pub struct StreamState {
-    replies: Replies,
+    settings: Settings,
+    /// As the first message told them.
+    modes: Option<Modes>,
     phase: Phase,
-    /// As the first message told it.
-    mode: Option<BodyMode>,
+    /// What is to be sent before the next message is taken.
+    echo: Option<Echo>,
+    /// Whether the last of the response has come.
+    has_response_ended: bool,
 }
 
 #[derive(Debug)]
@@ -46,87 +74,162 @@ enum Phase {
     Start,
     /// The headers have come, the body is still to come.
     AwaitingBody(RequestHead),
-    /// A decision was asked for at this step and is not there yet.
-    Deciding(RequestStep),
+    /// Full duplex: pieces of the body are held until the last one has come.
+    Collecting(Collected),
+    /// A decision was asked for and is not there yet.
+    Deciding(Owed),
+    /// Full duplex: the headers are answered, and each piece of the body goes back as it comes.
+    PassingOn,
     /// The request is on its way, or was answered.
     Past,
 }
 
+#[derive(Debug, Default)]
+struct Collected {
+    /// None: the headers were not sent to us, so that none are answered.
+    head: Option<RequestHead>,
+    body: Vec<u8>,
+}
+
+/// What Envoy waits for during a decision.
+#[derive(Clone, Copy, Debug)]
+enum Owed {
+    /// The answer to this step.
+    Step(RequestStep),
+    /// The answer to the headers, if they were sent, then the body.
+    Body { has_headers: bool, end: End },
+}
+
 impl StreamState {
     /// A stream on which nothing has happened.
-    pub fn new(replies: Replies) -> Self {
-        Self { replies, phase: Phase::Start, mode: None }
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, modes: None, phase: Phase::Start, echo: None, has_response_ended: false }
     }
 
     /// How Envoy sends bodies on this stream; none before the first message.
-    pub fn mode(&self) -> Option<BodyMode> {
-        self.mode
+    pub fn modes(&self) -> Option<Modes> {
+        self.modes
     }
 
-    /// Whether the stream may end with OK: before, Envoy would take that as "pass the request on unrouted", even where
-    /// it is told to fail closed.
+    /// Whether the stream may end with OK. Before the decision, Envoy would take that as "pass the request on unrouted",
+    /// even where it is told to fail closed; in full duplex, what has been sent to us and not yet sent back would be
+    /// missing in the body, and nobody would know.
     pub fn may_end(&self) -> bool {
-        matches!(self.phase, Phase::Past)
+        let is_response_ours = self.modes.is_some_and(|modes| modes.response == BodyMode::FullDuplexStreamed);
+        matches!(self.phase, Phase::Past) && self.echo.is_none() && (!is_response_ours || self.has_response_ended)
+    }
+
+    /// The next message that is due without another one of Envoy's.
+    pub fn next_piece(&mut self) -> Option<ProcessingResponse> {
+        let piece = self.echo.as_mut()?.next();
+        if piece.is_none() {
+            self.echo = None;
+        }
+        piece
     }
 
     /// Moves the machine by one message.
     pub fn on_message(&mut self, mut message: ProcessingRequest) -> Step {
-        let mode = *self.mode.get_or_insert_with(|| BodyMode::of(&message));
+        let assumed = self.settings.assumed_mode;
+        let modes = *self.modes.get_or_insert_with(|| Modes::of(&message, assumed));
         if message.observability_mode {
             return Step::Wait;
         }
         match message.request.take() {
-            Some(Request::RequestHeaders(headers)) => self.on_request_headers(mode, &message, &headers),
+            Some(Request::RequestHeaders(headers)) => self.on_request_headers(modes.request, &message, &headers),
+            Some(Request::RequestBody(body)) if modes.request == BodyMode::FullDuplexStreamed => self.on_piece(body),
             Some(Request::RequestBody(body)) => self.on_request_body(body.body),
-            Some(Request::RequestTrailers(_)) => send(reply::request_trailers()),
-            Some(Request::ResponseHeaders(headers)) => {
-                self.phase = Phase::Past;
-                Step::Served(Served::of(&message, &headers), Box::new(reply::response_headers()))
+            Some(Request::RequestTrailers(_)) => self.on_request_trailers(),
+            Some(Request::ResponseHeaders(headers)) => self.on_response_headers(&message, &headers),
+            Some(Request::ResponseBody(body)) if modes.response == BodyMode::FullDuplexStreamed => {
+                self.on_response_piece(body)
             }
             Some(Request::ResponseBody(_)) => send(reply::response_body()),
-            Some(Request::ResponseTrailers(_)) => send(reply::response_trailers()),
+            Some(Request::ResponseTrailers(_)) => {
+                self.has_response_ended = true;
+                send(reply::trailers(Side::Response))
+            }
             None => Step::Wait,
         }
     }
 
-    /// The decision that was asked for, and the request's body if it is to be another one.
-    pub fn decided(&mut self, verdict: &Verdict, body: Option<Vec<u8>>) -> ProcessingResponse {
-        let step = match self.phase {
-            Phase::Deciding(step) => step,
+    /// The decision on `question`, and the request's body if it is to be another one.
+    pub fn decided(&mut self, question: Question, verdict: &Verdict, body: Option<Vec<u8>>) -> ProcessingResponse {
+        let step = match std::mem::replace(&mut self.phase, Phase::Past) {
+            Phase::Deciding(Owed::Body { has_headers, end }) => {
+                let reply = self.settings.replies.verdict(RequestStep::Headers, verdict);
+                return match (verdict, body) {
+                    (Verdict::Refuse(_), _) => reply,
+                    (_, Some(body)) => {
+                        let reply = reply::with_length(reply, body.len());
+                        self.send_back(reply, has_headers, body, end)
+                    }
+                    (_, None) => self.send_back(reply, has_headers, question.body, end),
+                };
+            }
+            Phase::Deciding(Owed::Step(step)) => step,
             _ => RequestStep::Body,
         };
-        self.phase = Phase::Past;
-        let reply = self.replies.verdict(step, verdict);
+        let reply = self.settings.replies.verdict(step, verdict);
         // In all other modes the length, or the rest of a body that did not fit, goes to the endpoint whatever we say.
-        let may_replace = matches!(self.mode, Some(BodyMode::Buffered));
+        let may_replace = self.modes.is_some_and(|modes| modes.request == BodyMode::Buffered);
         match body {
             Some(body) if may_replace => reply::with_body(reply, body),
             Some(_) | None => reply,
         }
     }
 
+    /// Answers the headers with `reply`, then sends `body` back. Where no headers were sent, only the metadata can tell
+    /// the endpoint: they go with the first piece.
+    fn send_back(
+        &mut self,
+        reply: ProcessingResponse,
+        has_headers: bool,
+        body: Vec<u8>,
+        end: End,
+    ) -> ProcessingResponse {
+        if end == End::Open {
+            self.phase = Phase::PassingOn;
+        }
+        let mut echo = Echo::new(Side::Request, body, end);
+        let first = if has_headers { None } else { echo.next() };
+        self.echo = Some(echo);
+        match first {
+            Some(piece) => ProcessingResponse { dynamic_metadata: reply.dynamic_metadata, ..piece },
+            None => reply,
+        }
+    }
+
     fn on_request_headers(&mut self, mode: BodyMode, message: &ProcessingRequest, headers: &HttpHeaders) -> Step {
         if !matches!(self.phase, Phase::Start) {
+            if mode == BodyMode::FullDuplexStreamed && matches!(self.phase, Phase::Past) && !headers.end_of_stream {
+                // The response came first: nobody waits for a decision, but the body has to go back.
+                self.phase = Phase::PassingOn;
+            }
             return send(reply::untouched(RequestStep::Headers));
         }
         let head = RequestHead::of(headers, message.metadata_context.as_ref());
         match mode {
-            _ if headers.end_of_stream => self.decide(RequestStep::Headers, head, Vec::new()),
+            _ if headers.end_of_stream => self.decide_at(RequestStep::Headers, head, Vec::new()),
             // The endpoint is chosen when the headers are answered, so that is when we must choose.
-            BodyMode::None | BodyMode::Streamed => self.decide(RequestStep::Headers, head, Vec::new()),
+            BodyMode::None | BodyMode::Streamed => self.decide_at(RequestStep::Headers, head, Vec::new()),
             BodyMode::Buffered | BodyMode::BufferedPartial => {
                 self.phase = Phase::AwaitingBody(head);
-                send(self.replies.pass(RequestStep::Headers))
+                send(self.settings.replies.pass(RequestStep::Headers))
             }
-            BodyMode::FullDuplexStreamed => Step::Unsupported(mode),
+            BodyMode::FullDuplexStreamed => {
+                self.phase = Phase::Collecting(Collected { head: Some(head), body: Vec::new() });
+                Step::Wait
+            }
+            BodyMode::Grpc => Step::Unsupported(mode),
         }
     }
 
     fn on_request_body(&mut self, body: Vec<u8>) -> Step {
         match std::mem::replace(&mut self.phase, Phase::Past) {
-            Phase::AwaitingBody(head) => self.decide(RequestStep::Body, head, body),
+            Phase::AwaitingBody(head) => self.decide_at(RequestStep::Body, head, body),
             // The headers were not sent to us: the body alone still names its model.
-            Phase::Start => self.decide(RequestStep::Body, RequestHead::default(), body),
+            Phase::Start => self.decide_at(RequestStep::Body, RequestHead::default(), body),
             other => {
                 // The decision stands: taking the routing headers away again would undo it.
                 self.phase = other;
@@ -135,9 +238,82 @@ impl StreamState {
         }
     }
 
-    fn decide(&mut self, step: RequestStep, head: RequestHead, body: Vec<u8>) -> Step {
-        self.phase = Phase::Deciding(step);
-        Step::Decide { head, body }
+    /// A piece of the request's body, in full duplex.
+    fn on_piece(&mut self, piece: HttpBody) -> Step {
+        match std::mem::replace(&mut self.phase, Phase::Past) {
+            Phase::Start => self.collect(Collected::default(), piece),
+            Phase::Collecting(collected) => self.collect(collected, piece),
+            Phase::PassingOn => {
+                if !piece.end_of_stream {
+                    self.phase = Phase::PassingOn;
+                }
+                self.pass_on(Side::Request, piece)
+            }
+            other => {
+                // Envoy 1.35 and later may send the last piece of a large body twice (envoyproxy/envoy#46237).
+                self.phase = other;
+                Step::Wait
+            }
+        }
+    }
+
+    fn collect(&mut self, mut collected: Collected, piece: HttpBody) -> Step {
+        if collected.body.is_empty() {
+            collected.body = piece.body;
+        } else {
+            collected.body.extend_from_slice(&piece.body);
+        }
+        if piece.end_of_stream {
+            return self.decide_on(collected, End::Body);
+        }
+        if collected.body.len() > self.settings.body_bytes {
+            return self.decide_on(collected, End::Open);
+        }
+        self.phase = Phase::Collecting(collected);
+        Step::Wait
+    }
+
+    fn on_request_trailers(&mut self) -> Step {
+        match std::mem::replace(&mut self.phase, Phase::Past) {
+            Phase::Collecting(collected) => return self.decide_on(collected, End::Trailers),
+            Phase::PassingOn => {}
+            other => self.phase = other,
+        }
+        send(reply::trailers(Side::Request))
+    }
+
+    fn on_response_headers(&mut self, message: &ProcessingRequest, headers: &HttpHeaders) -> Step {
+        // An endpoint may answer before it has the whole body, which has to go on all the same.
+        if !matches!(self.phase, Phase::PassingOn) {
+            self.phase = Phase::Past;
+        }
+        self.has_response_ended |= headers.end_of_stream;
+        Step::Served(Served::of(message, headers), Box::new(reply::response_headers()))
+    }
+
+    /// A piece of the response's body, in full duplex.
+    fn on_response_piece(&mut self, piece: HttpBody) -> Step {
+        if self.has_response_ended {
+            return Step::Wait;
+        }
+        self.has_response_ended = piece.end_of_stream;
+        self.pass_on(Side::Response, piece)
+    }
+
+    fn pass_on(&mut self, side: Side, piece: HttpBody) -> Step {
+        let end = if piece.end_of_stream { End::Body } else { End::Open };
+        self.echo = Some(Echo::new(side, piece.body, end));
+        self.next_piece().map_or(Step::Wait, send)
+    }
+
+    fn decide_at(&mut self, step: RequestStep, head: RequestHead, body: Vec<u8>) -> Step {
+        self.phase = Phase::Deciding(Owed::Step(step));
+        Step::Decide(Question { head, body, is_beginning: false })
+    }
+
+    fn decide_on(&mut self, Collected { head, body }: Collected, end: End) -> Step {
+        self.phase = Phase::Deciding(Owed::Body { has_headers: head.is_some(), end });
+        Step::Decide(Question { head: head.unwrap_or_default(), body, is_beginning: end == End::Open })
     }
 }
 
@@ -146,253 +322,4 @@ fn send(response: ProcessingResponse) -> Step {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, Metadata};
-    use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
-    use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
-    use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
-    use envoy_types::pb::envoy::service::ext_proc::v3::{
-        BodyMutation, HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse, ProtocolConfiguration,
-    };
-    use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
-
-    use super::super::decide::{Leave, Refusal};
-    use super::*;
-
-    fn state() -> StreamState {
-        StreamState::new(Replies::new("x-gateway-destination-endpoint"))
-    }
-
-    fn headers(pairs: &[(&str, &str)], end_of_stream: bool) -> HttpHeaders {
-        let header = |(key, value): &(&str, &str)| HeaderValue {
-            key: (*key).to_owned(),
-            raw_value: value.as_bytes().to_vec(),
-            ..Default::default()
-        };
-        let headers = Some(HeaderMap { headers: pairs.iter().map(header).collect() });
-        HttpHeaders { headers, end_of_stream, ..Default::default() }
-    }
-
-    fn message(request: Request) -> ProcessingRequest {
-        ProcessingRequest { request: Some(request), ..Default::default() }
-    }
-
-    fn request_headers(end_of_stream: bool) -> ProcessingRequest {
-        message(Request::RequestHeaders(headers(&[(":path", "/v1/completions")], end_of_stream)))
-    }
-
-    fn with_mode(mode: BodySendMode) -> ProcessingRequest {
-        let protocol_config = ProtocolConfiguration { request_body_mode: mode.into(), ..Default::default() };
-        ProcessingRequest { protocol_config: Some(protocol_config), ..request_headers(false) }
-    }
-
-    fn request_body(body: &[u8]) -> ProcessingRequest {
-        message(Request::RequestBody(HttpBody { body: body.to_vec(), end_of_stream: true, ..Default::default() }))
-    }
-
-    fn response_headers(status: &str) -> ProcessingRequest {
-        message(Request::ResponseHeaders(headers(&[(":status", status)], false)))
-    }
-
-    fn replied(step: Step) -> Response {
-        match step {
-            Step::Reply(reply) => reply.response.expect("a reply has a response"),
-            other => panic!("expected a reply, found {other:?}"),
-        }
-    }
-
-    fn mutation(response: Response) -> HeaderMutation {
-        match response {
-            Response::RequestHeaders(reply) => reply.response.and_then(|common| common.header_mutation),
-            Response::RequestBody(reply) => reply.response.and_then(|common| common.header_mutation),
-            other => panic!("expected a request step, found {other:?}"),
-        }
-        .expect("a request step always mutates headers")
-    }
-
-    fn assert_clears_routing_headers(response: Response) {
-        let removed = mutation(response).remove_headers;
-        assert_eq!(removed, ["x-gateway-destination-endpoint", "target-pod"]);
-    }
-
-    #[test]
-    fn buffered_request_is_decided_at_its_body() {
-        let mut state = state();
-        assert_clears_routing_headers(replied(state.on_message(request_headers(false))));
-        let Step::Decide { head, body } = state.on_message(request_body(b"{}")) else { panic!("expected to decide") };
-        assert_eq!((head.path.as_str(), body.as_slice()), ("/v1/completions", &b"{}"[..]));
-        assert!(!state.may_end(), "Envoy would pass the request on unrouted");
-        let reply = state.decided(&Verdict::Leave(Leave::UnknownModel), None);
-        assert_clears_routing_headers(reply.response.expect("a reply has a response"));
-        assert!(state.may_end());
-    }
-
-    #[test]
-    fn bodyless_request_is_decided_at_its_headers() {
-        let mut state = state();
-        let step = state.on_message(request_headers(true));
-        assert!(matches!(&step, Step::Decide { body, .. } if body.is_empty()), "{step:?}");
-        let reply = state.decided(&Verdict::Leave(Leave::NoModel), None).response.expect("a reply has a response");
-        assert!(matches!(reply, Response::RequestHeaders(_)));
-        assert_clears_routing_headers(reply);
-    }
-
-    #[test]
-    fn modes_that_send_no_body_in_time_are_decided_at_the_headers() {
-        for (mode, expected) in [(BodySendMode::None, BodyMode::None), (BodySendMode::Streamed, BodyMode::Streamed)] {
-            let mut state = state();
-            let step = state.on_message(with_mode(mode));
-            assert!(matches!(step, Step::Decide { .. }), "{step:?}");
-            assert_eq!(state.mode(), Some(expected));
-            state.decided(&Verdict::Leave(Leave::NoModel), None);
-            let Response::RequestBody(reply) = replied(state.on_message(request_body(b"x"))) else { panic!("in kind") };
-            assert_eq!(reply.response, None, "a later piece does not undo the decision");
-        }
-    }
-
-    #[test]
-    fn full_duplex_is_refused_rather_than_answered_wrongly() {
-        let step = state().on_message(with_mode(BodySendMode::FullDuplexStreamed));
-        assert!(matches!(step, Step::Unsupported(BodyMode::FullDuplexStreamed)), "{step:?}");
-    }
-
-    #[test]
-    fn body_is_replaced_with_its_length_and_only_where_it_is_whole_and_has_not_gone_ahead() {
-        let new_body = |mode| {
-            let mut state = state();
-            if let Some(mode) = mode {
-                state.on_message(with_mode(mode));
-            } else {
-                state.on_message(request_headers(false));
-            }
-            if matches!(mode, None | Some(BodySendMode::Buffered | BodySendMode::BufferedPartial)) {
-                state.on_message(request_body(b"{}"));
-            }
-            let reply = state.decided(&Verdict::Leave(Leave::NoModel), Some(b"{ }".to_vec())).response;
-            let common = match reply {
-                Some(Response::RequestBody(body)) => body.response,
-                Some(Response::RequestHeaders(headers)) => headers.response,
-                other => panic!("expected a request step, found {other:?}"),
-            }
-            .expect("a request step always mutates headers");
-            let headers = common.header_mutation.expect("a request step always mutates headers");
-            assert_eq!(headers.remove_headers, ["x-gateway-destination-endpoint", "target-pod"]);
-            let set = headers.set_headers.into_iter().filter_map(|option| option.header);
-            (common.body_mutation, set.map(|header| (header.key, header.raw_value)).collect::<Vec<_>>())
-        };
-        for mode in [None, Some(BodySendMode::Buffered)] {
-            let (body, set) = new_body(mode);
-            assert_eq!(body, Some(BodyMutation { mutation: Some(Mutation::Body(b"{ }".to_vec())) }), "{mode:?}");
-            assert_eq!(set, [("content-length".to_owned(), b"3".to_vec())], "{mode:?}");
-        }
-        for mode in [BodySendMode::None, BodySendMode::Streamed, BodySendMode::BufferedPartial] {
-            assert_eq!(new_body(Some(mode)), (None, vec![]), "{mode:?}");
-        }
-    }
-
-    #[test]
-    fn refusal_is_an_openai_error() {
-        let mut state = state();
-        state.on_message(request_headers(true));
-        let reply = state.decided(&Verdict::Refuse(Refusal::NoEndpoint), None).response;
-        let Some(Response::ImmediateResponse(ImmediateResponse { status, body, details, .. })) = reply else {
-            panic!("expected an immediate response, found {reply:?}")
-        };
-        let error: serde_json::Value = serde_json::from_slice(&body).expect("the body is JSON");
-        assert_eq!(status.expect("a status").code, 503);
-        assert_eq!(details, "warmroute_no_endpoint");
-        assert_eq!(error["error"]["code"], "no_endpoint");
-        assert!(error["error"]["message"].is_string() && error["error"]["type"].is_string());
-    }
-
-    #[test]
-    fn response_headers_tell_who_served() {
-        let attributes = HashMap::from([
-            ("upstream.address".to_owned(), Value { kind: Some(Kind::StringValue("127.0.0.1:8001".to_owned())) }),
-            ("upstream.request_attempt_count".to_owned(), Value { kind: Some(Kind::NumberValue(2.0)) }),
-        ]);
-        let filter = "envoy.filters.http.ext_proc".to_owned();
-        let message = ProcessingRequest {
-            attributes: HashMap::from([(filter, Struct { fields: attributes })]),
-            ..response_headers("200")
-        };
-        let Step::Served(served, _) = state().on_message(message) else { panic!("expected to learn who served") };
-        let address = "127.0.0.1:8001".parse().ok();
-        assert_eq!(served, Served { status: 200, address, n_attempts: Some(2) });
-    }
-
-    #[test]
-    fn subset_of_the_gateway_is_read_from_metadata() {
-        let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
-        let list = |values| Value { kind: Some(Kind::ListValue(ListValue { values })) };
-        let port = |port| std::net::SocketAddr::from(([10, 0, 0, 1], port));
-        for (value, expected) in [
-            (text("10.0.0.1:1, 10.0.0.1:2"), vec![port(1), port(2)]),
-            (list(vec![text("10.0.0.1:1"), text("no address")]), vec![port(1)]),
-            (list(vec![]), vec![]),
-            (Value { kind: None }, vec![]),
-        ] {
-            let fields = HashMap::from([("x-gateway-destination-endpoint-subset".to_owned(), value)]);
-            let filter_metadata = HashMap::from([("envoy.lb.subset_hint".to_owned(), Struct { fields })]);
-            let metadata = Metadata { filter_metadata, ..Default::default() };
-            let message = ProcessingRequest { metadata_context: Some(metadata), ..request_headers(true) };
-            let Step::Decide { head, .. } = state().on_message(message) else { panic!("expected to decide") };
-            assert_eq!(head.subset, Some(expected));
-        }
-        let Step::Decide { head, .. } = state().on_message(request_headers(true)) else { panic!("expected to decide") };
-        assert_eq!(head.subset, None);
-    }
-
-    fn is_in_kind(message: &ProcessingRequest, step: &Step) -> bool {
-        let reply = match step {
-            Step::Reply(reply) | Step::Served(_, reply) => reply.response.as_ref(),
-            Step::Decide { .. } => {
-                return matches!(message.request, Some(Request::RequestHeaders(_) | Request::RequestBody(_)));
-            }
-            Step::Wait => return message.request.is_none(),
-            Step::Unsupported(_) => return false,
-        };
-        matches!(
-            (message.request.as_ref(), reply),
-            (Some(Request::RequestHeaders(_)), Some(Response::RequestHeaders(_)))
-                | (Some(Request::RequestBody(_)), Some(Response::RequestBody(_)))
-                | (Some(Request::RequestTrailers(_)), Some(Response::RequestTrailers(_)))
-                | (Some(Request::ResponseHeaders(_)), Some(Response::ResponseHeaders(_)))
-                | (Some(Request::ResponseBody(_)), Some(Response::ResponseBody(_)))
-                | (Some(Request::ResponseTrailers(_)), Some(Response::ResponseTrailers(_)))
-        )
-    }
-
-    /// All messages in all orders of length 4: every one is answered in kind, or asks for a decision at most once.
-    #[test]
-    fn any_message_order_survives() {
-        type Build = fn() -> ProcessingRequest;
-        let builders: [Build; 8] = [
-            || request_headers(false),
-            || request_headers(true),
-            || request_body(b"x"),
-            || message(Request::RequestTrailers(HttpTrailers::default())),
-            || response_headers("200"),
-            || message(Request::ResponseBody(HttpBody::default())),
-            || message(Request::ResponseTrailers(HttpTrailers::default())),
-            ProcessingRequest::default,
-        ];
-        for order in 0..builders.len().pow(4) {
-            let mut state = state();
-            let mut n_decided = 0;
-            for position in 0..4 {
-                let build = builders[order / builders.len().pow(position) % builders.len()];
-                let message = build();
-                let step = state.on_message(message.clone());
-                assert!(is_in_kind(&message, &step), "order {order}: {message:?} {step:?}");
-                if let Step::Decide { .. } = step {
-                    n_decided += 1;
-                    state.decided(&Verdict::Leave(Leave::NoModel), None);
-                }
-            }
-            assert!(n_decided <= 1, "order {order}");
-        }
-    }
-}
+mod tests;

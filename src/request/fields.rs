@@ -167,6 +167,35 @@ impl<'de> Visitor<'de> for Walk {
     }
 }
 
+/// The model's name in the beginning of a body; none where it does not stand there. It walks no further than that.
+pub(super) fn model_in_beginning(body: &[u8]) -> Option<String> {
+    let mut model = None;
+    // An error is the usual end: the object is cut off, or nothing after the name is of use.
+    let _ = serde_json::Deserializer::from_slice(body).deserialize_map(Beginning(&mut model));
+    model
+}
+
+struct Beginning<'m>(&'m mut Option<String>);
+
+impl<'de> Visitor<'de> for Beginning<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Text(key)) = map.next_key()? {
+            if key == MODEL {
+                *self.0 = map.next_value()?;
+                return Ok(());
+            }
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
 /// Writes a JSON object of fields whose values are already JSON text.
 pub(super) struct JsonObject(Vec<u8>);
 

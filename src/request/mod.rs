@@ -268,6 +268,11 @@ pub fn open(api: Api, body: &[u8]) -> Result<Opened<'_>, UnreadableBody> {
     Ok(Opened { api, model, fields: Err(Opaque::Invalid) })
 }
 
+/// The `model` field of a body of which only the beginning is there; none where it does not stand in that.
+pub fn model_in_beginning(beginning: &[u8]) -> Option<String> {
+    fields::model_in_beginning(beginning)
+}
+
 impl Opened<'_> {
     /// The `model` field; none when the body names no model.
     pub fn model(&self) -> Option<&str> {

@@ -268,3 +268,21 @@ fn tools_that_the_engine_leaves_out_are_left_out() {
         assert_eq!(sent(options, choice), json!({"messages": [], "tools": [{"type": "function"}]}));
     }
 }
+
+#[test]
+fn model_is_found_in_a_beginning_that_holds_its_name() {
+    for (beginning, expected) in [
+        (r#"{"model":"tiny","prompt":"and so o"#, Some("tiny")),
+        (r#"{"messages":[{"content":"x\ud83d"}],"model":"tiny","#, Some("tiny")),
+        (r#"{"a":{"model":"inner"},"model":"tiny""#, Some("tiny")),
+        (r#"{"model":"ti"#, None),
+        (r#"{"model":7,"#, None),
+        (r#"{"model":null,"#, None),
+        (r#"{"prompt":"and so o"#, None),
+        (r#"["model","tiny""#, None),
+        ("", None),
+    ] {
+        assert_eq!(model_in_beginning(beginning.as_bytes()).as_deref(), expected, "{beginning}");
+    }
+    assert_eq!(model_in_beginning(b"{\"model\":\"tiny\",\"prompt\":\"\xc3").as_deref(), Some("tiny"));
+}

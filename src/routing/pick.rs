@@ -94,6 +94,8 @@ pub enum Fallback {
     Opaque(&'static str),
     /// The body is not a request we can read.
     UnreadableBody,
+    /// The body is larger than what may be held, so that only its beginning was read.
+    OversizedBody,
     /// The prompt's tokens are not known; the reason is that of the tokenizer.
     Tokenizer(&'static str),
 }
@@ -104,6 +106,7 @@ impl Fallback {
         match self {
             Self::Opaque(reason) | Self::Tokenizer(reason) => reason,
             Self::UnreadableBody => "unreadable_body",
+            Self::OversizedBody => "oversized_body",
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::config::{self, Alias, Config};
 use crate::events::socket::{EventPlane, LagObserver};
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::Router;
+use crate::extproc::reply::Selection;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
@@ -121,7 +122,7 @@ async fn serve(config: &Config) -> Result<(), Error> {
         ended = running.background.first_to_end() => Err(ended),
         ended = running.admin.first_to_end() => Err(ended),
     };
-    running.stop(config.shutdown.grace.0).await;
+    running.stop(&config.shutdown).await;
     ended
 }
 
@@ -179,13 +180,14 @@ impl Running {
         if let Some(siblings) = snapshots.siblings()? {
             background.spawn("siblings", siblings.run(shutdown_background.clone()));
         }
-        let router = Arc::new(Router::new(built.pools, index, metrics.clone()));
+        let router = Router::new(built.pools, index, metrics.clone());
+        let has_fallback = config.selection.mode.has_fallback();
+        let router = Arc::new(if has_fallback { router } else { router.without_fallback() });
         let promising = router.clone();
         metrics.set_promise_collector(Box::new(move || promising.promise_rows()));
         background.spawn("sweep", sweep_promises(router.clone(), shutdown_background.clone()));
-        let extproc_config =
-            extproc::Config { selection_header: config.selection.header.clone(), body_bytes: config.limits.body_bytes };
-        tasks.spawn("extproc", extproc::run(extproc_listener, extproc_config, router, shutdown.clone()));
+        let serve = extproc::run(extproc_listener, extproc_config(config), router, readiness.watch(), shutdown.clone());
+        tasks.spawn("extproc", serve);
         readiness.set(Condition::Serving, true);
         Ok(Self {
             readiness,
@@ -200,9 +202,12 @@ impl Running {
         })
     }
 
-    async fn stop(mut self, grace: Duration) {
+    async fn stop(mut self, config::Shutdown { delay, grace }: &config::Shutdown) {
+        let grace = grace.0;
         info!("stopping: no longer ready");
         self.readiness.set(Condition::NotDraining, false);
+        // New streams are served as before until those who send them have heard.
+        tokio::time::sleep(delay.0).await;
         self.shutdown.cancel();
         if tokio::time::timeout(grace, self.tasks.join_all()).await.is_err() {
             warn!(?grace, "streams were still open when the grace period ended");
@@ -250,6 +255,15 @@ async fn stop_events(events: Arc<EventPlane>) -> bool {
     };
     let thread = std::thread::Builder::new().name("warmroute-stop".to_owned()).spawn(stop);
     thread.is_ok() && tokio::time::timeout(EVENTS_GRACE, has_ended).await.is_ok()
+}
+
+fn extproc_config(config: &Config) -> extproc::Config {
+    let config::Selection { mode, header, body_mode } = &config.selection;
+    extproc::Config {
+        selection: Selection { mode: *mode, header: header.clone() },
+        assumed_mode: *body_mode,
+        body_bytes: config.limits.body_bytes,
+    }
 }
 
 fn snapshots_config(config: &config::Events) -> snapshots::Config {

@@ -1,5 +1,6 @@
 //! An engine's `/tokenize`, and a router on a real port with a gRPC client that speaks Envoy's part.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,8 +24,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
+use tonic_health::pb::health_client::HealthClient;
 use warmroute::engine::{Access, EngineClient};
 use warmroute::extproc::decide::{Pool, Pools, Router};
+use warmroute::extproc::message::BodyMode;
+use warmroute::extproc::reply::{Selection, SelectionMode};
 use warmroute::extproc::report::Reports;
 use warmroute::extproc::{self, Config};
 use warmroute::request::{Question, ReadOptions, TokensApi};
@@ -142,6 +146,7 @@ pub(crate) struct FakeRouter {
     pub(crate) address: SocketAddr,
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     pub(crate) set: watch::Sender<Arc<EndpointSet>>,
+    pub(crate) ready: watch::Sender<bool>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) shutdown: CancellationToken,
@@ -154,6 +159,18 @@ pub(crate) struct FakeRouter {
 impl FakeRouter {
     /// A default pool over `addresses`, with an adapter `lora-a`.
     pub(crate) async fn start(addresses: &[SocketAddr]) -> Self {
+        Self::start_with(addresses, SelectionMode::OverrideHost, BODY_BYTES).await
+    }
+
+    /// The same for another way of telling Envoy the endpoint, and with bodies up to `body_bytes`.
+    pub(crate) async fn start_with(addresses: &[SocketAddr], mode: SelectionMode, body_bytes: usize) -> Self {
+        let router = Self::start_unready(addresses, mode, body_bytes).await;
+        router.ready.send_replace(true);
+        router
+    }
+
+    /// The same before it is ready.
+    pub(crate) async fn start_unready(addresses: &[SocketAddr], mode: SelectionMode, body_bytes: usize) -> Self {
         let number = |(i, address): (usize, &SocketAddr)| Arc::new(Endpoint::new(EndpointId(i as u32 + 1), *address));
         let endpoints: Vec<_> = addresses.iter().enumerate().map(number).collect();
         let (set, receiver) = watch::channel(Arc::new(EndpointSet { synced: true, endpoints: endpoints.clone() }));
@@ -174,14 +191,17 @@ impl FakeRouter {
         let mut pools = Pools::default();
         pools.add(&pool, &["alias".to_owned()], true);
         let (metrics, index) = (Arc::new(Metrics::new()), Arc::new(PrefixIndex::new(IndexLimits::default())));
-        let router = Arc::new(Router::new(pools, index.clone(), metrics.clone()));
+        let router = Router::new(pools, index.clone(), metrics.clone());
+        let router = Arc::new(if mode.has_fallback() { router } else { router.without_fallback() });
+        let selection = Selection { mode, header: HEADER.to_owned() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let config = Config { selection_header: HEADER.to_owned(), body_bytes: BODY_BYTES };
-        let server = tokio::spawn(extproc::run(listener, config, router, shutdown.clone()));
+        let config = Config { selection, assumed_mode: BodyMode::Buffered, body_bytes };
+        let (ready, is_ready) = watch::channel(false);
+        let server = tokio::spawn(extproc::run(listener, config, router, is_ready, shutdown.clone()));
         let client = ExternalProcessorClient::connect(format!("http://{address}")).await.unwrap();
-        Self { address, endpoints, set, metrics, tokenizer, shutdown, server, index, hasher, client }
+        Self { address, endpoints, set, ready, metrics, tokenizer, shutdown, server, index, hasher, client }
     }
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.
@@ -252,6 +272,11 @@ pub(crate) async fn cuttable_proxy(server: SocketAddr, is_cut: CancellationToken
         }
     });
     address
+}
+
+/// Asks for the health of the server at `address`.
+pub(crate) async fn health_client(address: impl Display) -> HealthClient<Channel> {
+    HealthClient::new(Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap())
 }
 
 /// Waits until `condition` holds.

@@ -6,12 +6,14 @@
 mod captures;
 mod cli;
 mod dial_in;
+mod duplex;
 mod engine;
 mod events;
 mod fake_publisher;
 mod fakes;
 mod fuzz_corpus;
 mod hash;
+mod health;
 mod local_tokens;
 mod process;
 mod remote_tokenizer;

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use serde_json::{Value, json};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::events::stored_prompt;
 use crate::fake_publisher::{Behaviour, FakePublisher};
-use crate::fakes::{DEADLINE, EnvoyStream};
+use crate::fakes::{DEADLINE, EnvoyStream, health_client};
 
 /// A running router; killed when a test gives up on it.
 pub(crate) struct Process {
@@ -115,6 +117,29 @@ fn serves_until_sigterm_and_exits_with_0() {
         "the grace period of 25 s is for streams: {:?}",
         asked.elapsed()
     );
+}
+
+/// Between "not ready" and the end there is time in which whoever has not heard yet is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_is_told_before_the_port_closes() {
+    let settings = "log: {format: json}\nshutdown: {delay: 3s}";
+    let mut process = Process::start("delay", ([127, 0, 0, 1], 0).into(), settings);
+    let addresses = process.wait_for_log("warmroute is starting");
+    let (admin, extproc) = (addresses["admin"].as_str().unwrap(), addresses["extproc"].as_str().unwrap());
+    wait_for_metric(admin, "warmroute_endpoints{model=\"tiny\"} 1");
+    let url = format!("http://{extproc}");
+    let mut health = health_client(extproc).await;
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut next = async || watch.message().await.unwrap().unwrap().status();
+    while next().await != ServingStatus::Serving {}
+    process.terminate();
+    assert_eq!(next().await, ServingStatus::NotServing);
+    assert!(get(admin, "/readyz").ends_with("draining\n"));
+    assert!(get(admin, "/livez").starts_with("HTTP/1.1 200"));
+    let client = ExternalProcessorClient::connect(url).await.expect("the port is open for the delay");
+    EnvoyStream::open(client).await.post("/v1/completions", b"{\"prompt\":[1]}").await;
+    process.wait_for_log("stopped");
+    assert!(process.child.wait().unwrap().success());
 }
 
 /// Waits until the metrics have `line`, and returns them all.

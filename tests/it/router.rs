@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response
 use envoy_types::pb::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use warmroute::extproc::reply::SelectionMode;
 use warmroute::routing::endpoint::EndpointSet;
 use warmroute::routing::hash::Scope;
 use warmroute::routing::index::KeyKinds;
@@ -208,6 +209,24 @@ async fn a_synced_empty_pool_and_an_empty_subset_are_refused() {
     router.set.send_replace(EndpointSet { synced: true, endpoints: Vec::new() }.into());
     let (_stream, reply) = router.post("/v1/completions", b"{\"prompt\":\"x\"}").await;
     assert_refused(reply.response, "no_endpoint");
+}
+
+#[tokio::test]
+async fn an_envoy_without_a_fallback_is_told_one_address_or_refused() {
+    let router = FakeRouter::start_with(&silent(2), SelectionMode::OriginalDst, 1 << 20).await;
+    let (_stream, destination) = router.complete(json!({ "model": "tiny", "prompt": "x" })).await;
+    let destination = destination.unwrap();
+    assert!(silent(2).iter().any(|address| address.to_string() == destination), "{destination} is not one endpoint");
+
+    let (_stream, reply) = router.post("/v1/completions", b"{\"model\":\"other\",\"prompt\":\"x\"}").await;
+    assert_refused(reply.response, "unknown_model");
+    router.set.send_replace(EndpointSet::default().into());
+    let (_stream, reply) = router.post("/v1/completions", b"{\"model\":\"tiny\",\"prompt\":\"x\"}").await;
+    assert_refused(reply.response, "not_synced");
+    for reason in ["unknown_model", "not_synced"] {
+        let series = |name: &str| router.metric(&format!("warmroute_{name}_total{{reason=\"{reason}\"}}"));
+        assert_eq!((series("immediate_responses"), series("left_to_envoy")), (1.0, 0.0), "{reason}");
+    }
 }
 
 fn assert_refused(reply: Option<Response>, code: &str) {

@@ -3,6 +3,7 @@
 //! Whatever fails on the way becomes a [`Fallback`] inside the decision and a pick by load; nothing here returns an
 //! error. The only waiting is for the tokenizer, and that has a budget.
 
+mod beginning;
 mod lookup;
 mod pools;
 
@@ -111,6 +112,8 @@ pub enum Refusal {
     NoEndpoint,
     /// The gateway allows only endpoints that the pool does not have.
     EmptySubset,
+    /// We pick nobody, and Envoy has nobody to fall back to.
+    NoPick(Leave),
 }
 
 impl Refusal {
@@ -119,6 +122,7 @@ impl Refusal {
         match self {
             Self::NoEndpoint => "no_endpoint",
             Self::EmptySubset => "empty_subset",
+            Self::NoPick(leave) => leave.as_str(),
         }
     }
 
@@ -127,6 +131,9 @@ impl Refusal {
         match self {
             Self::NoEndpoint => "no endpoint serves this model at the moment",
             Self::EmptySubset => "none of the endpoints that the gateway allows serves this model",
+            Self::NoPick(Leave::NoModel) => "the request names no model, and none is the default",
+            Self::NoPick(Leave::UnknownModel) => "the request names a model that nobody here serves",
+            Self::NoPick(Leave::NotSynced) => "the endpoints of this model are not known yet",
         }
     }
 }
@@ -138,6 +145,8 @@ pub struct Router {
     index: Arc<PrefixIndex>,
     metrics: Arc<Metrics>,
     started: Instant,
+    /// Whether Envoy serves a request for which it is told no endpoint.
+    has_fallback: bool,
 }
 
 /// The tokens of a prompt, and what may still come of asking for them.
@@ -146,7 +155,12 @@ type AskedFor = (Result<(Arc<Tokens>, Space), Fallback>, Option<Late>);
 impl Router {
     /// A router over `pools`.
     pub fn new(pools: Pools, index: Arc<PrefixIndex>, metrics: Arc<Metrics>) -> Self {
-        Self { pools, index, metrics, started: Instant::now() }
+        Self { pools, index, metrics, started: Instant::now(), has_fallback: true }
+    }
+
+    /// Refuses what would otherwise be left to Envoy.
+    pub fn without_fallback(self) -> Self {
+        Self { has_fallback: false, ..self }
     }
 
     /// Time since the router started.
@@ -188,6 +202,15 @@ impl Router {
     pub async fn decide(&self, head: &RequestHead, body: &[u8]) -> Answer {
         let started = Instant::now();
         let answer = self.answer(head, body).await;
+        self.concluded(answer, started)
+    }
+
+    fn concluded(&self, mut answer: Answer, started: Instant) -> Answer {
+        if let Verdict::Leave(leave) = answer.verdict
+            && !self.has_fallback
+        {
+            answer.verdict = Verdict::Refuse(Refusal::NoPick(leave));
+        }
         self.metrics.observe_decision(started.elapsed());
         self.count(&answer.verdict);
         answer

@@ -1,98 +1,14 @@
-//! The router behind a real Envoy, in front of simulated engines.
-
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+//! Bodies are buffered, and Envoy's `override_host` policy dials what it is told.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use axum::body::Bytes;
-use axum::extract::DefaultBodyLimit;
-use axum::http::HeaderMap;
-use e2e::engines::Engines;
-use e2e::envoy::SERVED_BY;
 use e2e::http::client;
-use e2e::router::{EngineAddress, RouterOptions};
-use e2e::service::free_addresses;
-use e2e::sim::SimOptions;
-use e2e::sim::driver::TimeModel;
-use e2e::sim::publisher::{Publisher, PublisherOptions};
-use e2e::stack::Stack;
 use futures_util::StreamExt;
-use reqwest::{Body, Response, StatusCode};
+use reqwest::{Body, StatusCode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::task::JoinSet;
 
-/// Tokens of a prompt that fills [`N_BLOCKS`] blocks of 16 and a bit.
-const N_TOKENS: u32 = 330;
-const N_BLOCKS: u64 = 20;
-
-struct Setup {
-    stack: Stack,
-    engines: Engines,
-    _dir: TempDir,
-}
-
-impl Setup {
-    async fn start() -> Self {
-        Self::start_with(Vec::new()).await
-    }
-
-    /// Three engines, and `others` that are in the list too.
-    async fn start_with(others: Vec<EngineAddress>) -> Self {
-        let engines = engines(3);
-        let dir = tempfile::tempdir().unwrap();
-        let listed: Vec<EngineAddress> = engines.addresses().into_iter().chain(others).collect();
-        let stack = Stack::start(dir.path(), &RouterOptions::new(listed)).await.unwrap();
-        Self { stack, engines, _dir: dir }
-    }
-
-    /// One engine that has computed `prompts` before the router came, and keeps no events for it.
-    async fn late(prompts: &[Vec<u32>], reports: bool) -> Self {
-        let engines = engines(1);
-        for prompt in prompts {
-            compute(engines.http()[0], prompt).await;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let options = RouterOptions { replays: false, reports, ..RouterOptions::new(engines.addresses()) };
-        let stack = Stack::start(dir.path(), &options).await.unwrap();
-        stack.wait_following(engines.http()[0]).await.unwrap();
-        Self { stack, engines, _dir: dir }
-    }
-
-    /// Makes `engine` compute `prompt`, past Envoy, and waits until the router knows.
-    async fn warm(&self, engine: SocketAddr, prompt: &[u32], n_blocks: u64) {
-        compute(engine, prompt).await;
-        self.stack.wait_indexed(engine, n_blocks).await.unwrap();
-    }
-
-    async fn complete(&self, prompt: &[u32]) -> Response {
-        let body = json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
-        client().post(self.stack.url("/v1/completions")).json(&body).send().await.unwrap()
-    }
-}
-
-fn engines(n_engines: usize) -> Engines {
-    let time = TimeModel { prefill_tokens_per_second: 1e6, decode_step: Duration::from_millis(5) };
-    Engines::simulated(n_engines, &SimOptions { time, ..SimOptions::default() }).unwrap()
-}
-
-/// Makes `engine` compute `prompt`, past Envoy.
-async fn compute(engine: SocketAddr, prompt: &[u32]) {
-    let url = format!("http://{engine}/v1/completions");
-    let body = json!({"prompt": prompt, "max_tokens": 1});
-    assert_eq!(client().post(url).json(&body).send().await.unwrap().status(), 200);
-}
-
-fn served_by(response: &Response) -> SocketAddr {
-    response.headers()[SERVED_BY].to_str().unwrap().parse().unwrap()
-}
-
-/// A prompt that shares no block with another `number`'s.
-fn prompt(number: u32) -> Vec<u32> {
-    (0..N_TOKENS).map(|idx| 1000 * number + idx).collect()
-}
+use crate::setup::*;
 
 #[tokio::test]
 async fn request_goes_to_the_engine_that_holds_its_prefix() {
@@ -154,8 +70,7 @@ async fn forged_routing_headers_are_ignored() {
 
 #[tokio::test]
 async fn dead_endpoint_never_yields_an_error() {
-    let [http, events, replay] = free_addresses().unwrap();
-    let dead = EngineAddress { http, events: format!("tcp://{events}"), replay: format!("tcp://{replay}") };
+    let dead = dead_engine();
     let setup = Setup::start_with(vec![dead.clone()]).await;
     for number in 0..40 {
         let response = setup.complete(&prompt(number)).await;
@@ -199,36 +114,6 @@ async fn requests_pass_when_the_router_is_gone() {
     setup.stack.stop_router();
     for number in 0..5 {
         assert_eq!(setup.complete(&prompt(number)).await.status(), 200, "request {number}");
-    }
-}
-
-/// An engine that answers with the body it got, and names the headers that told of its length.
-struct Echo {
-    stack: Stack,
-    _publisher: Publisher,
-    _server: JoinSet<std::io::Result<()>>,
-    _dir: TempDir,
-}
-
-impl Echo {
-    async fn start() -> Self {
-        let publisher = Publisher::start(PublisherOptions::default()).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let engine = EngineAddress {
-            http: listener.local_addr().unwrap(),
-            events: publisher.endpoint().to_owned(),
-            replay: publisher.replay_endpoint().to_owned(),
-        };
-        let echo = |headers: HeaderMap, body: Bytes| async move {
-            let told = |name: &str| headers.get(name).map_or("none", |value| value.to_str().unwrap()).to_owned();
-            ([("x-length", told("content-length")), ("x-encoding", told("transfer-encoding"))], body)
-        };
-        let app = axum::Router::new().fallback(echo).layer(DefaultBodyLimit::disable());
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, app).await });
-        let dir = tempfile::tempdir().unwrap();
-        let stack = Stack::start(dir.path(), &RouterOptions::new(vec![engine])).await.unwrap();
-        Self { stack, _publisher: publisher, _server: server, _dir: dir }
     }
 }
 
