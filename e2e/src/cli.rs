@@ -1,12 +1,15 @@
-//! `cargo e2e engine`: one simulated engine in the foreground.
+//! `cargo e2e engine`: one simulated engine in the foreground. `cargo e2e tools`: the programs of Kubernetes.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use warmroute::routing::hash::HashAlgorithm;
 
+use crate::cache::Cache;
+use crate::kube::{crds, tools};
 use crate::sim::driver::TimeModel;
 use crate::sim::engine::EngineOptions;
 use crate::sim::event::WireHash;
@@ -127,6 +130,23 @@ pub fn run_tokenizer(args: &TokenizerArgs) -> Result<()> {
     let engine = Simulator::start(SimOptions { listen: args.listen, ..SimOptions::default() })?;
     println!("{}", engine.address());
     std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()).context("cannot read the standard input")?;
+    Ok(())
+}
+
+/// Builds the programs that are not in the cache yet, and prints version and time of each.
+///
+/// # Errors
+/// When one does not build.
+pub fn build_tools() -> Result<()> {
+    let cache = Cache::from_env()?;
+    let report = |name: &str, version: &str, took: Duration, path: &Path| {
+        println!("{name:<15} {version:<9} {:>6.1} s  {}", took.as_secs_f64(), path.display());
+    };
+    tools::build_all(&cache, |built| report(built.name, &built.version, built.took, &built.path))?;
+    let start = Instant::now();
+    let files = crds(&cache)?;
+    let dir = files[0].parent().context("a file is in a directory")?;
+    report("CRDs", &format!("{} files", files.len()), start.elapsed(), dir);
     Ok(())
 }
 

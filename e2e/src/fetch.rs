@@ -78,7 +78,7 @@ impl Program<'_> {
 }
 
 /// Fetches the wheel of this machine's kind that `pins` allows, and unpacks it into `dir`.
-fn unpack_wheel(pins: &str, dir: &Path) -> Result<()> {
+pub(crate) fn unpack_wheel(pins: &str, dir: &Path) -> Result<()> {
     let python = Python::with_pip()?;
     let requirements = dir.join("requirements.txt");
     let wheels = dir.join("wheels");

@@ -1,7 +1,10 @@
-//! The harness' HTTP client: no proxies and no TLS, since everything listens on the loopback address.
+//! The harness' HTTP client: no proxies, and TLS only where a server insists, since everything listens on the loopback
+//! address.
 
 use std::time::Duration;
 
+use anyhow::{Context, Result};
+use reqwest::Certificate;
 use warmroute::engine::plain_http;
 
 /// A client without a deadline of its own.
@@ -20,6 +23,15 @@ pub fn client_with_timeout(timeout: Duration) -> reqwest::Client {
     build(plain_http().timeout(timeout))
 }
 
+/// A client that trusts one authority (PEM), and gives each request `timeout`.
+///
+/// # Errors
+/// When this is no certificate.
+pub fn client_with_authority(certificate: &str, timeout: Duration) -> Result<reqwest::Client> {
+    let certificate = Certificate::from_pem(certificate.as_bytes()).context("no certificate in PEM")?;
+    Ok(build(plain_http().timeout(timeout).tls_certs_only([certificate])))
+}
+
 fn build(builder: reqwest::ClientBuilder) -> reqwest::Client {
-    builder.build().expect("a client without TLS needs only a resolver")
+    builder.build().expect("a client whose certificates were read needs only a resolver")
 }

@@ -7,6 +7,7 @@
 //! - [`http`] is the client that all of them are asked with.
 //! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real
 //!   ones.
+//! - [`kube`] builds and runs Kubernetes' API server, Helm and Envoy Gateway.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
 //! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between
 //!   it and a subscriber bad.
@@ -25,6 +26,7 @@ pub mod faults;
 pub mod fetch;
 pub mod http;
 pub mod interrupt;
+pub mod kube;
 pub mod lag;
 pub mod load;
 pub mod process;

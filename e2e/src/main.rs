@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::audit::{self, AuditArgs};
-use e2e::cli::{EngineArgs, TokenizerArgs, run_engine, run_tokenizer};
+use e2e::cli::{EngineArgs, TokenizerArgs, build_tools, run_engine, run_tokenizer};
 use e2e::demo::{self, DemoArgs};
 use e2e::faults::{self, FaultsArgs};
 use e2e::interrupt::interrupted;
@@ -38,6 +38,8 @@ enum Command {
     Faults(FaultsArgs),
     /// Send events without faults, and count what arrives.
     Audit(AuditArgs),
+    /// Build the programs that the tests on Kubernetes run: API server, etcd, kubectl, Helm, Envoy Gateway.
+    Tools,
     /// Measure the time from a publisher's clock to the index.
     Lag(LagArgs),
     /// The event plane in a process of its own, for the scenarios.
@@ -71,6 +73,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Faults(args) => run_faults(args),
         Command::Audit(args) => run_audit(&args),
+        Command::Tools => build_tools().map(|()| ExitCode::SUCCESS),
         Command::Lag(args) => lag::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Follower => faults::run_follower().map(|()| ExitCode::SUCCESS),
         Command::Tokenizer(args) => run_tokenizer(&args).map(|()| ExitCode::SUCCESS),

@@ -13,6 +13,7 @@ use crate::process::ProcessGroup;
 use crate::tool::tail;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const LASTING_PORTS: std::ops::Range<u16> = 20_000..32_000;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running program; dropping it ends it.
@@ -62,6 +63,14 @@ impl Service {
         self.group.kill().await.map(|_| ())
     }
 
+    /// Whether it has exited.
+    ///
+    /// # Errors
+    /// When the kernel does not know it.
+    pub fn has_exited(&self) -> Result<bool> {
+        self.group.has_exited()
+    }
+
     /// What the program wrote, standard output and error together.
     pub fn log(&self) -> &Path {
         &self.log
@@ -105,6 +114,23 @@ impl Service {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
+}
+
+/// Loopback addresses that a server can leave and come back to: their ports are below the range from which Linux takes
+/// those of outgoing connections, one of which could have a port for itself in the meantime.
+///
+/// # Errors
+/// When no port is free.
+pub fn lasting_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
+    let mut listeners = Vec::with_capacity(N);
+    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    for address in &mut addresses {
+        let mut tries = (0..100).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, fastrand::u16(LASTING_PORTS))));
+        let listener = tries.find_map(Result::ok).with_context(|| format!("no free port in {LASTING_PORTS:?}"))?;
+        *address = listener.local_addr().context("port of a listener")?;
+        listeners.push(listener);
+    }
+    Ok(addresses)
 }
 
 /// Loopback addresses on whose ports nobody listened a moment ago, all different: they are held together before they

@@ -3,9 +3,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::{env, fmt};
+use std::process::{Command, Output, Stdio};
+use std::{env, fmt, thread};
 
 use anyhow::{Context, Result, bail};
 
@@ -17,8 +18,37 @@ const TAIL_LINES: usize = 20;
 /// # Errors
 /// When it can't be started or fails; the error ends with the last lines of its output.
 pub fn run(command: &mut Command) -> Result<String> {
-    let name = Path::new(command.get_program()).display().to_string();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", name(command)))?;
+    stdout(command, &output)
+}
+
+/// As [`run`], with `input` as standard input.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", name(command)))?;
+    let mut stdin = child.stdin.take().context("standard input is a pipe")?;
+    // Written beside reading what it says: either pipe may fill while the other side waits.
+    let output = thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input.as_bytes()));
+        child.wait_with_output()
+    });
+    // That it did not read all of the input is no error: if it is one to the program, its status says so.
+    stdout(command, &output.with_context(|| format!("cannot wait for {}", name(command)))?)
+}
+
+fn name(command: &Command) -> String {
+    Path::new(command.get_program()).display().to_string()
+}
+
+fn stdout(command: &Command, output: &Output) -> Result<String> {
+    let name = name(command);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let said = stdout + &String::from_utf8_lossy(&output.stderr);
@@ -133,6 +163,14 @@ mod tests {
     fn failure_shows_what_the_program_said() {
         let error = run(Command::new("sh").args(["-c", "echo out; echo why >&2; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("out\nwhy"), "{error}");
+    }
+
+    #[test]
+    fn input_longer_than_a_pipe_comes_back() {
+        let input = "kato ".repeat(100_000);
+        assert_eq!(run_with_input(&mut Command::new("cat"), &input).unwrap(), input);
+        // A program that reads nothing ends by itself.
+        assert_eq!(run_with_input(&mut Command::new("true"), &input).unwrap(), "");
     }
 
     #[test]
