@@ -1,4 +1,4 @@
-//! A real Envoy, configured from `envoy/static-override-host.yaml` or `envoy/static-original-dst.yaml`.
+//! A real Envoy, configured from one of `envoy/static-*.yaml`.
 //!
 //! The files stay valid examples of their own; here they become a tree of values in which ports, endpoints
 //! and the policy are replaced, and are written as JSON, which Envoy reads as well.
@@ -45,7 +45,7 @@ pub enum Gateway {
     /// Bodies are buffered; `override_host` dials hosts of the cluster, and `least_request` picks where nobody is named.
     #[default]
     OverrideHost,
-    /// The same with bodies in full duplex, both ways.
+    /// The same with bodies in full duplex, both ways, and a health check of the router.
     FullDuplex,
     /// Bodies are buffered; Envoy dials whatever it is told.
     OriginalDst,
@@ -100,6 +100,7 @@ struct Ports {
 fn example(balancing: Balancing) -> Result<Value> {
     let name = match balancing {
         Balancing::Warmroute(_, Gateway::OriginalDst) => "static-original-dst.yaml",
+        Balancing::Warmroute(_, Gateway::FullDuplex) => "static-full-duplex.yaml",
         _ => "static-override-host.yaml",
     };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../envoy").join(name);
@@ -119,7 +120,7 @@ fn bootstrap(example: &Value, ports: &Ports, balancing: Balancing, engines: &[So
         pods["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(engines);
     }
     let policy = match balancing {
-        Balancing::Warmroute(router, gateway) => return warmroute(config, router, gateway),
+        Balancing::Warmroute(router, _) => return warmroute(config, router),
         Balancing::RoundRobin => ("round_robin", "RoundRobin"),
         Balancing::LeastRequest => ("least_request", "LeastRequest"),
     };
@@ -134,19 +135,9 @@ fn bootstrap(example: &Value, ports: &Ports, balancing: Balancing, engines: &[So
     Ok(config)
 }
 
-fn warmroute(mut config: Value, router: SocketAddr, gateway: Gateway) -> Result<Value> {
+fn warmroute(mut config: Value, router: SocketAddr) -> Result<Value> {
     let ext_proc = cluster(&mut config, "ext_proc")?;
     ext_proc["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(&[router]);
-    if gateway == Gateway::FullDuplex {
-        *at(&mut config, &format!("{MANAGER}/http_filters/0/typed_config/processing_mode"))? = json!({
-            "request_header_mode": "SEND",
-            "request_body_mode": "FULL_DUPLEX_STREAMED",
-            "request_trailer_mode": "SEND",
-            "response_header_mode": "SEND",
-            "response_body_mode": "FULL_DUPLEX_STREAMED",
-            "response_trailer_mode": "SEND",
-        });
-    }
     Ok(config)
 }
 

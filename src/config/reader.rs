@@ -140,6 +140,11 @@ impl<'a> Node<'a> {
         })
     }
 
+    /// Whether the document or the environment has something here itself; a mapping counts, whatever is in it.
+    pub(super) fn is_given(&self) -> bool {
+        self.value.is_some() || self.source.variable(&self.path).is_some()
+    }
+
     /// The items of a list; an absent one is empty.
     pub(super) fn items(&self) -> Vec<Node<'a>> {
         match self.value {

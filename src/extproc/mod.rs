@@ -53,6 +53,9 @@ use crate::tokenizer::Late;
 
 /// A message is a body and little else: room for the protocol around it.
 const MESSAGE_OVERHEAD: usize = 1 << 20;
+/// Messages up to this size are taken also where bodies of that size are not read: what Envoy has buffered while it had
+/// to wait comes in one piece, up to its own limit, and refusing it would fail the request.
+const LEAST_MESSAGE: usize = 64 << 20;
 /// Streams per connection. Envoy opens one per request in flight and holds it until the answer has ended, so that
 /// hyper's default of 200 would queue requests.
 const MAX_STREAMS: u32 = 1 << 20;
@@ -80,7 +83,7 @@ pub struct Config {
     pub selection: Selection,
     /// How Envoy sends request bodies on a stream that does not tell.
     pub assumed_mode: BodyMode,
-    /// Largest request body in bytes. In full duplex a larger one is served, by load.
+    /// Largest request body in bytes that is read. A larger one is served by load, as long as Envoy lets it through.
     pub body_bytes: usize,
 }
 
@@ -109,8 +112,8 @@ pub async fn run(
     };
     let processor = Processor { router, settings, shutdown: shutdown.clone(), streams: streams.clone() };
     let (health, follow_readiness) = health::service(ready).await;
-    let service =
-        ExternalProcessorServer::new(processor).max_decoding_message_size(config.body_bytes + MESSAGE_OVERHEAD);
+    let message_bytes = config.body_bytes.max(LEAST_MESSAGE) + MESSAGE_OVERHEAD;
+    let service = ExternalProcessorServer::new(processor).max_decoding_message_size(message_bytes);
     let mut server = pin!(
         tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
@@ -263,9 +266,9 @@ impl Session {
     }
 
     async fn decide(&mut self, question: Question) -> ProcessingResponse {
-        let Question { head, body, is_beginning } = &question;
+        let Question { head, body, is_oversized } = &question;
         self.span.record(attribute::OPERATION_NAME, Api::of_path(&head.path).operation());
-        let Answer { verdict, body, late } = if *is_beginning {
+        let Answer { verdict, body, late } = if *is_oversized {
             self.router.decide_by_beginning(head, body)
         } else {
             self.router.decide(head, body).await

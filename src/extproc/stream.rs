@@ -40,8 +40,8 @@ pub struct Question {
     pub head: RequestHead,
     /// The body; empty when there is none.
     pub body: Vec<u8>,
-    /// Whether the body is only the beginning of one that is too large to be held.
-    pub is_beginning: bool,
+    /// Whether the body is too large to be read; in full duplex it is only the beginning of one.
+    pub is_oversized: bool,
 }
 
 /// What streams have in common.
@@ -51,7 +51,7 @@ pub struct Settings {
     pub replies: Replies,
     /// How Envoy sends request bodies on a stream that does not tell.
     pub assumed_mode: BodyMode,
-    /// Most bytes of a body that are held, apart from the piece that goes beyond.
+    /// Most bytes of a body that are read or, in full duplex, held, apart from the piece that goes beyond.
     pub body_bytes: usize,
 }
 
@@ -308,12 +308,13 @@ impl StreamState {
 
     fn decide_at(&mut self, step: RequestStep, head: RequestHead, body: Vec<u8>) -> Step {
         self.phase = Phase::Deciding(Owed::Step(step));
-        Step::Decide(Question { head, body, is_beginning: false })
+        let is_oversized = body.len() > self.settings.body_bytes;
+        Step::Decide(Question { head, body, is_oversized })
     }
 
     fn decide_on(&mut self, Collected { head, body }: Collected, end: End) -> Step {
         self.phase = Phase::Deciding(Owed::Body { has_headers: head.is_some(), end });
-        Step::Decide(Question { head: head.unwrap_or_default(), body, is_beginning: end == End::Open })
+        Step::Decide(Question { head: head.unwrap_or_default(), body, is_oversized: end == End::Open })
     }
 }
 

@@ -94,7 +94,7 @@ pub enum Fallback {
     Opaque(&'static str),
     /// The body is not a request we can read.
     UnreadableBody,
-    /// The body is larger than what may be held, so that only its beginning was read.
+    /// The body is larger than what is read.
     OversizedBody,
     /// The prompt's tokens are not known; the reason is that of the tokenizer.
     Tokenizer(&'static str),

@@ -58,6 +58,18 @@ impl FromStr for Sibling {
     }
 }
 
+impl Sibling {
+    /// Name or address, without brackets.
+    pub fn host(&self) -> &str {
+        self.host.trim_matches(['[', ']'])
+    }
+
+    /// Port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
 impl Display for Sibling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "http://{}:{}", self.host, self.port)
@@ -228,7 +240,7 @@ impl Siblings {
 
 async fn resolve(sibling: &Sibling) -> Vec<SocketAddr> {
     // The name without the brackets of an IPv6 literal.
-    let host = sibling.host.trim_matches(['[', ']']);
+    let host = sibling.host();
     match tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, sibling.port))).await {
         Ok(Ok(addresses)) => addresses.collect(),
         Ok(Err(error)) => {

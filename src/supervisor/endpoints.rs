@@ -1,80 +1,110 @@
-//! Puts the pools together: their endpoints, how these are asked, and the sources of events that follow from it.
+//! Puts the pools together: where their endpoints come from, how these are asked, and the sources of events that follow
+//! from it.
 
 use std::sync::Arc;
 
+use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::publisher::{Follower, Publisher, Syncing};
 use super::{Error, Tasks, tokenizers};
-use crate::config::{self, Config, StaticEndpoint};
+use crate::admin::health::Readiness;
+use crate::config::{self, Config, Discovery};
 use crate::discovery::adapters::{self, ListAdapters};
 use crate::discovery::ask::{self, Ask};
-use crate::discovery::event_sources::RankSource;
-use crate::discovery::fixed::{EndpointIds, endpoint_set};
+use crate::discovery::dns::{self, Dns};
+use crate::discovery::file::File;
+use crate::discovery::kubernetes::{self, Kubernetes};
+use crate::discovery::registry::EndpointIds;
 use crate::discovery::scrape::Scrape;
-use crate::discovery::{Finding, OnFinding};
+use crate::discovery::{OnFinding, OnUpdate};
 use crate::engine::EngineClient;
 use crate::events::apply::ModelSettings;
-use crate::events::socket::{EventPlane, Source};
+use crate::events::socket::EventPlane;
 use crate::extproc::decide::{Pool, Pools};
 use crate::extproc::report::Reports;
-use crate::routing::endpoint::{Endpoint, EndpointSet};
+use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{PromiseLimits, Promises};
 use crate::telemetry::metrics::Metrics;
 use crate::tokenizer::Tokenizer;
+
+/// What all pools share.
+pub(super) struct Shared {
+    metrics: Arc<Metrics>,
+    events: Arc<EventPlane>,
+    ids: Arc<EndpointIds>,
+    syncing: Arc<Syncing>,
+    /// One way to the API server; none where no pool is found there.
+    kubernetes: Option<Client>,
+}
+
+impl Shared {
+    /// # Errors
+    /// [`Error::Kubernetes`] when a pool is found in Kubernetes and there are no credentials. Whether the API server
+    /// can be reached is another matter.
+    pub(super) async fn new(
+        config: &Config,
+        metrics: &Arc<Metrics>,
+        events: &Arc<EventPlane>,
+        readiness: &Readiness,
+    ) -> Result<Self, Error> {
+        let needs_client = config.models.iter().any(|model| matches!(model.discovery, Discovery::Kubernetes(_)));
+        let kubernetes =
+            if needs_client { Some(kubernetes::infer_client().await.map_err(Error::Kubernetes)?) } else { None };
+        let syncing = Syncing::new(readiness.clone(), config.models.len());
+        Ok(Self { metrics: metrics.clone(), events: events.clone(), ids: Arc::default(), syncing, kubernetes })
+    }
+}
 
 /// The pools, and what feeds them.
 #[derive(Default)]
 pub(super) struct BuiltPools {
     pub(super) pools: Pools,
     pub(super) endpoints: Vec<(Arc<str>, watch::Receiver<Arc<EndpointSet>>)>,
-    pub(super) senders: Vec<watch::Sender<Arc<EndpointSet>>>,
-    /// What asks the endpoints about themselves, to be started when all else stands.
-    listing: Vec<ListAdapters>,
+    /// Whose lists never change: a closed channel would say so, but it would also say that we are about to end.
+    pub(super) fixed: Vec<Publisher>,
+    /// What lists the endpoints, to be started when all else stands.
+    listing: Vec<Listing>,
+    /// What asks the endpoints about themselves.
+    adapters: Vec<ListAdapters>,
     asking: Vec<Ask>,
     scraping: Vec<Scrape>,
     /// By model.
     pub(super) tokenizers: Vec<(Arc<str>, Arc<Tokenizer>)>,
 }
 
+/// A source of endpoints that changes.
+enum Listing {
+    Kubernetes(Kubernetes),
+    Dns(Dns),
+    File(File),
+}
+
 impl BuiltPools {
     /// Builds the pools of a configuration and follows the events that it names.
-    pub(super) fn new(config: &Config, metrics: &Arc<Metrics>, events: &Arc<EventPlane>) -> Result<Self, Error> {
+    pub(super) fn new(config: &Config, shared: &Shared) -> Result<Self, Error> {
         let mut built = Self::default();
-        let mut ids = EndpointIds::default();
         for model in &config.models {
-            built.add(model, config.limits.body_bytes, &mut ids, metrics, events)?;
+            built.add(model, config.limits.body_bytes, shared)?;
         }
         Ok(built)
     }
 
-    fn add(
-        &mut self,
-        model: &config::Model,
-        body_bytes: usize,
-        ids: &mut EndpointIds,
-        metrics: &Arc<Metrics>,
-        events: &Arc<EventPlane>,
-    ) -> Result<(), Error> {
+    fn add(&mut self, model: &config::Model, body_bytes: usize, shared: &Shared) -> Result<(), Error> {
         let client = EngineClient::new(&model.engine).map_err(Error::Engine)?;
-        let listed = &model.discovery.fixed;
-        let set = Arc::new(endpoint_set(listed.iter().map(|endpoint| endpoint.address), ids));
-        let follower =
-            Arc::new(Follower { settings: settings(model), events: events.clone(), metrics: metrics.clone() });
-        if model.events.sync {
-            for (endpoint, listed) in set.endpoints.iter().zip(listed) {
-                follower.follow(endpoint, configured_sources(listed));
-            }
-        }
+        let Shared { metrics, events, ids, syncing, .. } = shared;
+        let follower = model.events.sync.then(|| Follower::new(settings(model), events.clone(), metrics.clone()));
         metrics.add_model(&model.name);
-        metrics.set_endpoints(&model.name, set.endpoints.len());
-        let (sender, endpoints) = watch::channel(set);
-        if model.events.sync {
+        let (publisher, endpoints) =
+            Publisher::new(model.name.clone(), ids.clone(), follower.clone(), metrics.clone(), syncing.clone());
+        self.list(model, publisher, shared)?;
+        if let Some(follower) = follower {
             self.watch_events(model, &client, &endpoints, follower);
         }
         let listing =
             ListAdapters { endpoints: endpoints.clone(), client: client.clone(), interval: adapters::INTERVAL };
-        self.listing.push(listing);
+        self.adapters.push(listing);
         let tokenizer = Arc::new(tokenizers::build(model, client)?);
         self.tokenizers.push((model.name.clone(), tokenizer.clone()));
         let pool = Arc::new(Pool {
@@ -90,7 +120,43 @@ impl BuiltPools {
         });
         self.pools.add(&pool, &model.aliases, model.default);
         self.endpoints.push((model.name.clone(), endpoints));
-        self.senders.push(sender);
+        Ok(())
+    }
+
+    fn list(&mut self, model: &config::Model, mut publisher: Publisher, shared: &Shared) -> Result<(), Error> {
+        let name = model.name.clone();
+        if let Discovery::Static(endpoints) = &model.discovery {
+            publisher.list(endpoints.iter().map(config::StaticEndpoint::listed).collect());
+            self.fixed.push(publisher);
+            return Ok(());
+        }
+        let on_update: OnUpdate = Box::new(move |update| publisher.take(update));
+        self.listing.push(match &model.discovery {
+            Discovery::Static(_) => unreachable!("listed above, once and for all"),
+            Discovery::Kubernetes(settings) => Listing::Kubernetes(Kubernetes {
+                client: shared.kubernetes.clone().expect("there is a client where a pool is found in Kubernetes"),
+                namespace: settings.namespace.clone(),
+                query: settings.query(&name),
+                on_update,
+                model: name,
+            }),
+            Discovery::Dns(settings) => Listing::Dns(Dns {
+                resolver: dns::system_resolver().map_err(Error::Dns)?,
+                name: settings.name.clone(),
+                records: settings.records(),
+                interval: settings.interval.0,
+                events: settings.event_ports(),
+                on_update,
+                model: name,
+            }),
+            Discovery::File(settings) => Listing::File(File {
+                path: settings.path.clone(),
+                interval: settings.interval.0,
+                parse: Arc::new(config::parse_endpoints),
+                on_update,
+                model: name,
+            }),
+        });
         Ok(())
     }
 
@@ -112,10 +178,19 @@ impl BuiltPools {
         }
     }
 
-    /// Starts asking the endpoints about themselves.
+    /// Starts listing the endpoints, and asking them about themselves.
     pub(super) fn spawn(&mut self, tasks: &mut Tasks, shutdown: &CancellationToken) {
         for listing in self.listing.drain(..) {
-            tasks.spawn("discovery-adapters", listing.run(shutdown.clone()));
+            match listing {
+                Listing::Kubernetes(kubernetes) => {
+                    tasks.spawn("discovery-kubernetes", kubernetes.run(shutdown.clone()))
+                }
+                Listing::Dns(dns) => tasks.spawn("discovery-dns", dns.run(shutdown.clone())),
+                Listing::File(file) => tasks.spawn("discovery-file", file.run(shutdown.clone())),
+            }
+        }
+        for adapters in self.adapters.drain(..) {
+            tasks.spawn("discovery-adapters", adapters.run(shutdown.clone()));
         }
         for ask in self.asking.drain(..) {
             tasks.spawn("discovery-ask", ask.run(shutdown.clone()));
@@ -144,70 +219,4 @@ fn settings(model: &config::Model) -> Arc<ModelSettings> {
 /// Names and paths; an empty path is one that is not known.
 fn configured_adapters(model: &config::Model) -> Vec<(Arc<str>, Arc<str>)> {
     model.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.path.clone().unwrap_or_default())).collect()
-}
-
-/// The ranks of an endpoint as the configuration has them; the reader of the configuration has seen that each has a
-/// port.
-fn configured_sources(listed: &StaticEndpoint) -> Vec<RankSource> {
-    let source = |rank| {
-        let of_rank = |base: &config::ZmqEndpoint| Some(base.of_rank(rank)?.as_str().to_owned());
-        let events = of_rank(listed.events.as_ref()?)?;
-        Some(RankSource { rank, events, replay: listed.replay.as_ref().and_then(of_rank) })
-    };
-    (0..listed.ranks).filter_map(source).collect()
-}
-
-/// Turns what is known of a model's endpoints into sources of events.
-struct Follower {
-    settings: Arc<ModelSettings>,
-    events: Arc<EventPlane>,
-    metrics: Arc<Metrics>,
-}
-
-impl Follower {
-    fn take(&self, endpoint: &Endpoint, finding: Finding) {
-        match finding {
-            Finding::Sources(sources) => self.follow(endpoint, sources),
-            Finding::Refused(n) => self.metrics.count_event_sources_refused(&self.settings.model, n as u64),
-            Finding::Cleared => self.events.cleared(endpoint.id),
-            Finding::Restarted => self.events.suspect(endpoint.id),
-        }
-    }
-
-    fn follow(&self, endpoint: &Endpoint, sources: Vec<RankSource>) {
-        endpoint.ranks.set(sources.iter().map(|source| source.rank));
-        let source = |RankSource { rank, events, replay }| Source {
-            endpoint: endpoint.id,
-            address: endpoint.address,
-            events,
-            replay,
-            rank,
-            endpoint_knowledge: endpoint.knowledge.clone(),
-            model: self.settings.clone(),
-        };
-        self.events.reconcile(endpoint.id, sources.into_iter().map(source).collect());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn configured_ranks_are_on_ports_after_the_first() {
-        let endpoint = |tcp: &str| Some(tcp.parse().expect("a ZMQ endpoint"));
-        let address = ([127, 0, 0, 1], 8000).into();
-        let listed = StaticEndpoint { address, events: endpoint("tcp://h:1"), replay: endpoint("tcp://h:5"), ranks: 2 };
-        let source = |rank, events: &str, replay: &str| RankSource {
-            rank,
-            events: events.to_owned(),
-            replay: Some(replay.to_owned()),
-        };
-        assert_eq!(
-            configured_sources(&listed),
-            [source(0, "tcp://h:1", "tcp://h:5"), source(1, "tcp://h:2", "tcp://h:6")]
-        );
-        let silent = StaticEndpoint { address, events: None, replay: None, ranks: 1 };
-        assert_eq!(configured_sources(&silent), []);
-    }
 }

@@ -4,6 +4,7 @@
 //! name; one that ends unasked ends the process. Stopping reads top to bottom in `Running::stop`.
 
 mod endpoints;
+mod publisher;
 mod tokenizers;
 mod warmth;
 
@@ -32,8 +33,9 @@ use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
 use crate::telemetry::metrics::{EndpointRow, EventPlaneRow, Metrics, SourceRow};
-use crate::{engine, extproc, snapshots, telemetry};
-use endpoints::BuiltPools;
+use crate::{discovery, engine, extproc, snapshots, telemetry};
+use endpoints::{BuiltPools, Shared};
+use publisher::Publisher;
 
 /// Longest that the background work may take to end; snapshots at exit take 2 s at most.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
@@ -67,6 +69,12 @@ pub enum Error {
     /// The engines cannot be asked over HTTP.
     #[error("cannot build the engines' HTTP client")]
     Engine(#[source] engine::BuildError),
+    /// Endpoints are found in Kubernetes, and there is no way there.
+    #[error("cannot discover endpoints in Kubernetes (models[].discovery.kubernetes)")]
+    Kubernetes(#[source] discovery::kubernetes::ClientError),
+    /// Endpoints are found by DNS, and there is nobody to ask.
+    #[error("cannot discover endpoints by DNS (models[].discovery.dns)")]
+    Dns(#[source] discovery::dns::NoNameServer),
     /// A model's local tokenizer cannot be used.
     #[error("cannot load the tokenizer of model {model:?} (models[].tokenizer.path)")]
     Tokenizer {
@@ -139,8 +147,8 @@ struct Running {
     background: Tasks,
     admin: Tasks,
     events: Arc<EventPlane>,
-    /// Discovery's ends of the pools' channels: a static list never changes, but a closed channel would say so.
-    _endpoint_sets: Vec<watch::Sender<Arc<EndpointSet>>>,
+    /// Hold the pools' channels open.
+    _fixed: Vec<Publisher>,
 }
 
 impl Running {
@@ -160,10 +168,10 @@ impl Running {
             Arc::new(PrefixIndex::new(IndexLimits { bytes: config.limits.index_bytes, ..IndexLimits::default() }));
         let events = Arc::new(EventPlane::start_observed(&index, lag_observer(&metrics)));
         let snapshots = Snapshots::load(snapshots_config(&config.events), events.clone(), metrics.clone()).await;
-        let mut built = BuiltPools::new(config, &metrics, &events)?;
+        let shared = Shared::new(config, &metrics, &events, &readiness).await?;
+        let mut built = BuiltPools::new(config, &shared)?;
         observe(&metrics, &events, &built.endpoints);
         tokenizers::observe(&metrics, built.tokenizers.clone());
-        readiness.set(Condition::DiscoverySynced, true);
 
         let [shutdown, shutdown_background, shutdown_admin] = std::array::from_fn(|_| CancellationToken::new());
         let [mut tasks, mut background, mut admin] = std::array::from_fn(|_| Tasks::default());
@@ -198,7 +206,7 @@ impl Running {
             background,
             admin,
             events,
-            _endpoint_sets: built.senders,
+            _fixed: built.fixed,
         })
     }
 

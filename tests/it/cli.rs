@@ -1,6 +1,7 @@
 //! The debug commands, as operators run them.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -137,4 +138,39 @@ fn the_program_answers_every_line_and_fails_at_the_end() {
     assert!(lines[1]["error"].as_str().unwrap().contains("algo"));
     assert_eq!(lines[2], lines[0]);
     assert_eq!(run("hash", hash).1, Some(0));
+}
+
+/// Routers in miniature: an admin port that answers `/readyz` with each of `answers`, the last of them for ever.
+fn admin_port(answers: Vec<&'static str>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for (i, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            assert_eq!(lines.next().as_deref(), Some("GET /readyz HTTP/1.1"));
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let (status, body) = answers[i.min(answers.len() - 1)].split_once(' ').unwrap();
+            let length = body.len();
+            write!(&stream, "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+                .unwrap();
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn ready_tells_what_a_router_lacks_and_waits_for_it() {
+    let ready = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_warmroute")).arg("ready").args(args).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = ready(&[&admin_port(vec!["503 serving: not started\ndiscovery: not synced\n"])]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(": 503 serving: not started discovery: not synced, expected every router"), "{said}");
+    let becomes_ready = admin_port(vec!["503 discovery: not synced\n", "200 ok\n"]);
+    let (code, said) = ready(&[&becomes_ready, "--wait", "30s"]);
+    assert_eq!((code, said.trim_end()), (Some(0), &*format!("{} is ready", &becomes_ready["http://".len()..])));
+    let (code, said) = ready(&["http://127.0.0.1:1"]);
+    assert_eq!((code, said.contains("127.0.0.1:1: no answer")), (Some(1), true), "{said}");
+    assert_eq!(ready(&["http://127.0.0.1:1/readyz"]).0, Some(2), "a path is not part of it");
 }

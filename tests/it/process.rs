@@ -32,15 +32,26 @@ impl Process {
 
     /// As [`Self::start`], with a publisher and its replay.
     fn following(name: &str, extproc: SocketAddr, settings: &str, [events, replay]: [&str; 2]) -> Self {
-        let config = std::env::temp_dir().join(format!("warmroute-{name}-{}.yaml", std::process::id()));
-        let yaml = format!(
-            "listen: {{extproc: '{extproc}', admin: '127.0.0.1:0'}}\n{settings}\nmodels: [{{name: tiny, default: true, discovery: \
+        let models = format!(
+            "models: [{{name: tiny, default: true, discovery: \
              {{static: [{{address: '127.0.0.1:1', events: '{events}', replay: '{replay}'}}]}}}}]"
         );
+        Self::run(name, extproc, &format!("{settings}\n{models}"), &[])
+    }
+
+    /// Starts `serve` with these models, any ports, and these variables.
+    pub(crate) fn with_models(name: &str, models: &str, env: &[(&str, &str)]) -> Self {
+        Self::run(name, ([127, 0, 0, 1], 0).into(), &format!("log: {{format: json}}\n{models}"), env)
+    }
+
+    fn run(name: &str, extproc: SocketAddr, settings: &str, env: &[(&str, &str)]) -> Self {
+        let config = std::env::temp_dir().join(format!("warmroute-{name}-{}.yaml", std::process::id()));
+        let yaml = format!("listen: {{extproc: '{extproc}', admin: '127.0.0.1:0'}}\n{settings}");
         std::fs::write(&config, yaml).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
         // An image may have no certificates, and nothing here needs any.
         command.envs([("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")]);
+        command.envs(env.iter().copied());
         let mut child = command.args(["serve", "--config"]).arg(&config).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (sender, log) = channel();
@@ -79,7 +90,7 @@ impl Drop for Process {
     }
 }
 
-fn get(address: &str, path: &str) -> String {
+pub(crate) fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
@@ -143,7 +154,7 @@ async fn sigterm_is_told_before_the_port_closes() {
 }
 
 /// Waits until the metrics have `line`, and returns them all.
-fn wait_for_metric(admin: &str, line: &str) -> String {
+pub(crate) fn wait_for_metric(admin: &str, line: &str) -> String {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let metrics = get(admin, "/metrics");

@@ -16,7 +16,7 @@ const GO_MOD: &str = include_str!("../../tools/crds/go.mod");
 const GO_SUM: &str = include_str!("../../tools/crds/go.sum");
 
 /// Modules, and the files or directories of files in them.
-const SOURCES: [(&str, &[&str]); 3] = [
+const SOURCES: [(&str, &[&str]); 4] = [
     // What `helm install` of Envoy Gateway brings: its own, and Gateway API's.
     ("github.com/envoyproxy/gateway", &["charts/gateway-helm/charts/crds/crds"]),
     (
@@ -27,13 +27,23 @@ const SOURCES: [(&str, &[&str]); 3] = [
             "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
         ],
     ),
+    // For `envoy/chaos`.
+    (
+        "github.com/chaos-mesh/chaos-mesh",
+        &[
+            "config/crd/bases/chaos-mesh.org_networkchaos.yaml",
+            "config/crd/bases/chaos-mesh.org_podchaos.yaml",
+            "config/crd/bases/chaos-mesh.org_timechaos.yaml",
+        ],
+    ),
     (
         "sigs.k8s.io/gateway-api-inference-extension",
         &["config/crd/bases/inference.networking.k8s.io_inferencepools.yaml"],
     ),
 ];
 
-/// Files with the definitions of Gateway API, Envoy Gateway, InferencePool and Prometheus' operator, in a fixed order.
+/// Files with the definitions of Gateway API, Envoy Gateway, InferencePool, Prometheus' operator and Chaos Mesh, in a fixed
+/// order.
 ///
 /// # Errors
 /// When a module can't be fetched or lacks what is expected in it.

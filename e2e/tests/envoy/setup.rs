@@ -42,10 +42,19 @@ impl Setup {
 
     /// The same behind another kind of Envoy.
     pub(crate) async fn behind(gateway: Gateway, others: Vec<EngineAddress>) -> Self {
+        let all = |options: RouterOptions| RouterOptions {
+            gateway,
+            engines: options.engines.into_iter().chain(others).collect(),
+            ..options
+        };
+        Self::start_as(all).await
+    }
+
+    /// Three engines, and other options of the router.
+    pub(crate) async fn start_as(change: impl FnOnce(RouterOptions) -> RouterOptions) -> Self {
         let engines = engines(3);
         let dir = tempfile::tempdir().unwrap();
-        let listed: Vec<EngineAddress> = engines.addresses().into_iter().chain(others).collect();
-        let options = RouterOptions { gateway, ..RouterOptions::new(listed) };
+        let options = change(RouterOptions::new(engines.addresses()));
         let stack = Stack::start(dir.path(), &options).await.unwrap();
         Self { stack, engines, _dir: dir }
     }

@@ -4,4 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod chart;
 mod cluster;
+mod samples;
+mod script;

@@ -6,6 +6,7 @@
 
 mod credit;
 mod engine;
+mod quick_start;
 mod render;
 mod routed;
 mod setup;

@@ -1,4 +1,4 @@
-//! The decision on a body that is larger than what may be held.
+//! The decision on a body that is larger than what is read.
 //!
 //! Its prompt cannot be known, and the request must not suffer for our limit: it is picked by load among the endpoints
 //! of its model, if the model's name stands early enough.
@@ -11,7 +11,7 @@ use crate::request::model_in_beginning;
 use crate::routing::pick::Fallback;
 
 impl Router {
-    /// Decides where a request goes of whose body only the `beginning` is there, and counts it.
+    /// Decides where a request goes of whose body only the `beginning` is read, and counts it.
     pub fn decide_by_beginning(&self, head: &RequestHead, beginning: &[u8]) -> Answer {
         let started = Instant::now();
         let verdict = self.verdict_by_beginning(head, beginning);

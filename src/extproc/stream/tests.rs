@@ -27,7 +27,7 @@ fn state_of(assumed_mode: BodyMode, body_bytes: usize) -> StreamState {
 
 /// A question that nobody has asked.
 fn question() -> Question {
-    Question { head: RequestHead::default(), body: Vec::new(), is_beginning: false }
+    Question { head: RequestHead::default(), body: Vec::new(), is_oversized: false }
 }
 
 fn asked(step: Step) -> Question {
@@ -99,6 +99,15 @@ fn buffered_request_is_decided_at_its_body() {
     let reply = state.decided(question, &Verdict::Leave(Leave::UnknownModel), None);
     assert_clears_routing_headers(reply.response.expect("a reply has a response"));
     assert!(state.may_end());
+}
+
+#[test]
+fn buffered_body_beyond_the_limit_is_not_read() {
+    for (len, is_oversized) in [(10, false), (11, true)] {
+        let mut state = state_of(BodyMode::Buffered, 10);
+        state.on_message(request_headers(false));
+        assert_eq!(asked(state.on_message(request_body(&vec![b'x'; len]))).is_oversized, is_oversized, "{len} bytes");
+    }
 }
 
 #[test]

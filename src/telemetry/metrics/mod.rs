@@ -11,6 +11,7 @@
 //! Counting costs a read lock and an atomic add, observing a duration a short mutex; nothing allocates after
 //! the first use of a label set.
 
+mod discovery;
 mod rows;
 mod tokenizers;
 
@@ -28,6 +29,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::routing::pick::Outcome;
+pub use discovery::DiscoveryChanges;
+use discovery::Instruments;
 use rows::Rows;
 pub use rows::{EndpointRow, EventPlaneRow, PromiseRow, ReadRows, SourceRow};
 pub use tokenizers::TokenizerRow;
@@ -65,7 +68,7 @@ pub struct Metrics {
     picks_not_served: Family<NotServedLabels, Counter>,
     endpoint_avoided: Family<ModelLabels, Counter>,
     event_sources_refused: Family<ModelLabels, Counter>,
-    endpoints: Family<ModelLabels, Gauge>,
+    discovery: Instruments,
     snapshots: Family<SnapshotLabels, Counter>,
     snapshot_failures: Family<SnapshotLabels, Counter>,
     snapshot_bytes: Family<SnapshotLabels, Counter>,
@@ -180,7 +183,7 @@ impl Metrics {
                 "Addresses of KV events that endpoints named and that are not their own",
             ),
             endpoint_avoided: add(r, "endpoint_avoided", "Times an endpoint began to be avoided"),
-            endpoints: add(r, "endpoints", "Endpoints that discovery currently lists"),
+            discovery: Instruments::register(r),
             snapshots: add(
                 r,
                 "snapshots",
@@ -220,7 +223,7 @@ impl Metrics {
         drop(self.endpoint_avoided.get_or_create(&labels));
         drop(self.full_reports_requested.get_or_create(&labels));
         drop(self.event_sources_refused.get_or_create(&labels));
-        drop(self.endpoints.get_or_create(&labels));
+        self.add_discovery(model);
     }
 
     /// Counts a pick in `decisions_total`.
@@ -302,12 +305,6 @@ impl Metrics {
     /// Counts addresses of KV events that an endpoint named and that are not its own.
     pub fn count_event_sources_refused(&self, model: &Arc<str>, n_addresses: u64) {
         self.event_sources_refused.get_or_create(&ModelLabels { model: Arc::clone(model) }).inc_by(n_addresses);
-    }
-
-    /// Sets how many endpoints discovery lists for a pool.
-    pub fn set_endpoints(&self, model: &Arc<str>, n_endpoints: usize) {
-        let n_endpoints = i64::try_from(n_endpoints).expect("a set of endpoints fits into memory");
-        self.endpoints.get_or_create(&ModelLabels { model: Arc::clone(model) }).set(n_endpoints);
     }
 
     /// Counts a step that a snapshot took, and its bytes.
@@ -550,7 +547,7 @@ mod tests {
         metrics.count_pick_not_served(&model(), NotServedCause::OtherEndpoint);
         metrics.count_endpoint_avoided(&model());
         metrics.count_event_sources_refused(&model(), 2);
-        metrics.set_endpoints(&model(), 3);
+        metrics.count_listing(&model(), 3, [("added", 3), ("left", 0), ("moved", 0)]);
         metrics.count_snapshot(SnapshotStep::Write, 100);
         metrics.count_snapshot_failure(SnapshotStep::Fetch);
 

@@ -33,11 +33,12 @@ impl Api {
         let what = format!("{method} {path}");
         let is_patch = method == Method::PATCH;
         let mut request = self.http.request(method, format!("https://{}{path}", self.address)).bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
+        // Before the body, which names a type of its own where there is none yet.
         if is_patch {
             request = request.header("content-type", "application/merge-patch+json");
+        }
+        if let Some(body) = body {
+            request = request.json(body);
         }
         let answer = request.send().await.with_context(|| what.clone())?;
         let status = answer.status();

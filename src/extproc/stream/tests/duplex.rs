@@ -41,7 +41,7 @@ fn answers(
         Step::Reply(reply) | Step::Served(_, reply) => (Some(*reply), None),
         Step::Wait => (None, None),
         Step::Decide(question) => {
-            let asked = (question.body.clone(), question.is_beginning);
+            let asked = (question.body.clone(), question.is_oversized);
             (Some(state.decided(question, verdict, new_body.map(<[u8]>::to_vec))), Some(asked))
         }
         Step::Unsupported(mode) => panic!("unsupported: {mode:?}"),
@@ -125,15 +125,15 @@ fn every_end_of_a_request_is_answered_in_order() {
             true,
         ),
     ];
-    for (messages, kinds, n_ends, is_beginning) in cases {
+    for (messages, kinds, n_ends, is_oversized) in cases {
         let sent: Vec<u8> = messages.iter().flat_map(bytes_of).collect();
         let shown = format!("{messages:?}");
         let (found, _) = answered(messages, &LEAVE, None);
         assert_eq!((found.kinds, found.n_ends, &found.body), (kinds, n_ends, &sent), "{shown}");
         let asked = found.asked.expect("a decision was asked for");
-        assert_eq!(asked.1, is_beginning, "{shown}");
+        assert_eq!(asked.1, is_oversized, "{shown}");
         assert!(asked.0.len() <= LIMIT + part.len(), "{} bytes were held", asked.0.len());
-        assert!(is_beginning || asked.0 == sent, "{shown}");
+        assert!(is_oversized || asked.0 == sent, "{shown}");
     }
 }
 
@@ -279,7 +279,7 @@ proptest! {
         let (found, mut state) = answered(messages, &LEAVE, None);
         prop_assert_eq!(&found.body, &sent);
         prop_assert_eq!(found.n_ends, usize::from(!has_trailers));
-        prop_assert!(found.asked.is_some_and(|(body, is_beginning)| is_beginning || body == sent));
+        prop_assert!(found.asked.is_some_and(|(body, is_oversized)| is_oversized || body == sent));
 
         state.on_message(response_headers("200"));
         let (mut got, mut n_ends) = (Vec::new(), 0);

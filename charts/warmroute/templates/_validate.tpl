@@ -1,0 +1,113 @@
+{{/* Values that are right one by one and wrong together. Each message names the value, what was found and what was expected. */}}
+
+{{- define "warmroute.validate" -}}
+{{- include "warmroute.validateModels" . -}}
+{{- include "warmroute.validateEnvoy" . -}}
+{{- include "warmroute.validateNetworkPolicy" . -}}
+{{- $limit := ((.Values.resources).limits).memory -}}
+{{- if $limit -}}
+{{- $needed := add (int64 .Values.config.limits.index_bytes) 536870912 -}}
+{{- if lt (include "warmroute.bytes" $limit | int64) $needed -}}
+{{- fail (printf "resources.limits.memory: found %v, expected at least %d bytes, 512 MiB more than config.limits.index_bytes" $limit $needed) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
+{{- fail (printf "autoscaling.minReplicas: found %d, expected at most autoscaling.maxReplicas, %d" (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "warmroute.validateModels" -}}
+{{- if not .Values.config.models -}}
+{{- fail "config.models: found nothing, expected at least one model, such as [{name: qwen, discovery: {kubernetes: {preset: aibrix}}}]" -}}
+{{- end -}}
+{{- $timeout := include "warmroute.milliseconds" .Values.config.envoy.message_timeout | int64 -}}
+{{- range $i, $model := .Values.config.models -}}
+{{- $kinds := list -}}
+{{- range $kind, $value := $model.discovery -}}
+{{- if not (kindIs "invalid" $value) -}}{{- $kinds = append $kinds $kind -}}{{- end -}}
+{{- end -}}
+{{- if ne (len $kinds) 1 -}}
+{{- fail (printf "config.models[%d].discovery: found %s, expected exactly one of static, kubernetes, dns, file" $i (join " and " $kinds | default "nothing")) -}}
+{{- end -}}
+{{- with $model.discovery.kubernetes -}}
+{{- $given := list -}}
+{{- range $name := list "selector" "service" "inference_pool" -}}
+{{- if get $model.discovery.kubernetes $name -}}{{- $given = append $given $name -}}{{- end -}}
+{{- end -}}
+{{- if gt (len $given) 1 -}}
+{{- fail (printf "config.models[%d].discovery.kubernetes: found %s, expected at most one of selector, service and inference_pool" $i (join " and " $given)) -}}
+{{- end -}}
+{{- if and (eq (default "" .preset) "none") (not $given) -}}
+{{- fail (printf "config.models[%d].discovery.kubernetes.preset: found none, expected a selector, a service or an inference_pool beside it" $i) -}}
+{{- end -}}
+{{- if not (or $given (and (le (len $model.name) 63) (regexMatch "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$" $model.name))) -}}
+{{- fail (printf "config.models[%d].name: found %s, which no label can be, expected a selector, a service or an inference_pool in discovery.kubernetes" $i $model.name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "budget" "budget_max" -}}
+{{- $budget := get ($model.tokenizer | default dict) $name -}}
+{{- if $budget -}}
+{{- if gt (mul (include "warmroute.milliseconds" $budget | int64) 10) (mul $timeout 9) -}}
+{{- fail (printf "config.models[%d].tokenizer.%s: found %s, expected at most nine tenths of config.envoy.message_timeout, %s" $i $name $budget $.Values.config.envoy.message_timeout) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "warmroute.validateEnvoy" -}}
+{{- $selection := .Values.config.selection -}}
+{{- $header := include "warmroute.selectionHeader" . -}}
+{{- if and (eq $selection.mode "override_host") (not (hasPrefix "x-" $header)) -}}
+{{- fail (printf "config.selection.header: found %s, expected a name that begins with x-, since config.selection.mode is override_host" $header) -}}
+{{- end -}}
+{{- with .Values.envoyGateway -}}
+{{- if and .gateway.name (not .routes) -}}
+{{- fail (printf "envoyGateway.routes: found nothing, expected at least one route, since envoyGateway.gateway.name is %s" .gateway.name) -}}
+{{- end -}}
+{{- if and .routes (not .gateway.name) -}}
+{{- fail "envoyGateway.gateway.name: found nothing, expected the Gateway that envoyGateway.routes attach to" -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range .routes -}}{{- $names = append $names .name -}}{{- end -}}
+{{- if ne (len $names) (len (uniq $names)) -}}
+{{- fail (printf "envoyGateway.routes: found the names %s, expected each name once" (join ", " $names)) -}}
+{{- end -}}
+{{- if and .gateway.name .failOpen (eq $selection.body_mode "full_duplex_streamed") -}}
+{{- fail "envoyGateway.failOpen: found true, expected false, since config.selection.body_mode is full_duplex_streamed and Envoy Gateway refuses both together" -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.envoySidecar.enabled -}}
+{{- if not .Values.envoySidecar.engines.host -}}
+{{- fail "envoySidecar.engines.host: found nothing, expected the name of a headless Service over the engines' pods" -}}
+{{- end -}}
+{{- if gt (len .Values.config.models) 1 -}}
+{{- fail (printf "config.models: found %d models, expected one with envoySidecar.enabled: a release for each model, or a gateway" (len .Values.config.models)) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.inferencePool.create -}}
+{{- if not .Values.inferencePool.matchLabels -}}
+{{- fail "inferencePool.matchLabels: found nothing, expected the labels of the engines' pods" -}}
+{{- end -}}
+{{- if ne $header "x-gateway-destination-endpoint" -}}
+{{- fail (printf "config.selection: found the header %s, expected x-gateway-destination-endpoint, which the gateways of an InferencePool read" $header) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "warmroute.validateNetworkPolicy" -}}
+{{- with .Values.networkPolicy -}}
+{{- if and .engines.enabled (not .enginePodLabels) -}}
+{{- fail "networkPolicy.enginePodLabels: found nothing, expected the labels of the engines' pods, since networkPolicy.engines.enabled would else close ports of every pod" -}}
+{{- end -}}
+{{- if and .enabled (not .extraEgress) -}}
+{{- range $i, $model := $.Values.config.models -}}
+{{- if or $model.discovery.file (eq (default "a" ($model.discovery.dns).kind) "srv") -}}
+{{- fail (printf "networkPolicy.extraEgress: found nothing, expected rules for the engines of config.models[%d], whose addresses or ports are not known here (or networkPolicy.enabled: false)" $i) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
