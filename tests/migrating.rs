@@ -71,6 +71,18 @@ fn variables_that_the_table_has_as_not_read_change_nothing() {
 }
 
 #[test]
+fn annotations_that_the_document_names_are_those_that_the_script_writes() {
+    let in_words = |text: &str| -> BTreeSet<String> {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "./-".contains(c);
+        let words = text.split(|c| !is_part(c)).filter(|word| word.starts_with("warmroute.io/"));
+        words.filter(|word| !word.ends_with("-undo")).map(str::to_owned).collect()
+    };
+    let documented = in_words(&read("docs/migrating-from-aibrix.md"));
+    assert_eq!(documented.len(), 4, "{documented:?}");
+    assert_eq!(documented, in_words(&read("envoy/vllm/enable-kv-events.sh")));
+}
+
+#[test]
 fn metrics_that_the_document_names_are_ours() {
     let doc = read("docs/migrating-from-aibrix.md");
     let mut source = String::new();

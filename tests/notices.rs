@@ -11,6 +11,9 @@ use serde_json::Value;
 /// Something of every text that has to be there for what is compiled from C and C++.
 const BUNDLED_TEXTS: [&str; 2] = ["SPECIAL EXCEPTION GRANTED BY COPYRIGHT HOLDERS", "K.Kosako  <kkosako0@gmail.com>"];
 
+/// Names and versions.
+type Packages = BTreeSet<(String, String)>;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -23,7 +26,7 @@ fn bill_of_materials_names_what_is_linked_and_nothing_else() {
     let text = |component: &Value, key: &str| component[key].as_str().unwrap().to_owned();
     let purls: BTreeSet<String> = components.iter().map(|component| text(component, "purl")).collect();
     assert_eq!(purls.len(), components.len(), "a component is listed twice");
-    let named: BTreeSet<(String, String)> = components
+    let named: Packages = components
         .iter()
         .filter(|component| text(component, "purl").starts_with("pkg:cargo/"))
         .inspect(|component| assert_eq!(component["hashes"][0]["content"].as_str().unwrap().len(), 64, "{component}"))
@@ -49,9 +52,22 @@ fn bill_of_materials_names_what_is_linked_and_nothing_else() {
 }
 
 #[test]
-fn image_is_labelled_with_the_version_of_the_package() {
+fn image_is_one_program_of_this_version_without_shell_and_root() {
     let dockerfile = std::fs::read_to_string(root().join("Dockerfile")).unwrap();
-    assert!(dockerfile.contains(concat!("\nARG VERSION=", env!("CARGO_PKG_VERSION"), "\n")));
+    let (_, image) = dockerfile.rsplit_once("\nFROM ").unwrap();
+    for line in [
+        concat!("ARG VERSION=", env!("CARGO_PKG_VERSION")),
+        "COPY --from=builder /staging/ /",
+        "USER 65532:65532",
+        r#"ENTRYPOINT ["/usr/local/bin/warmroute"]"#,
+        r#"CMD ["serve", "--config", "/etc/warmroute/config.yaml"]"#,
+    ] {
+        assert!(image.lines().any(|found| found == line), "{line:?} is not in the Dockerfile's last stage");
+    }
+    // Without a shell in the base image, a RUN would not even build.
+    let adds = |line: &&str| ["RUN ", "ADD ", "COPY "].iter().any(|step| line.starts_with(step));
+    assert_eq!(image.lines().filter(adds).count(), 1, "only what .ci/image-build has staged goes in");
+    assert!(dockerfile.contains("\nARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot\n"));
 }
 
 fn write_notices(dir: &Path) -> Value {
@@ -62,7 +78,7 @@ fn write_notices(dir: &Path) -> Value {
 
 /// Names and versions of what warmroute depends on itself, and of all that can be linked into it; procedural macros are
 /// not. zeromq-src is a build dependency, but what it builds is linked.
-fn linked() -> (BTreeSet<(String, String)>, BTreeSet<(String, String)>) {
+fn linked() -> (Packages, Packages) {
     let metadata = metadata();
     let packages: BTreeMap<&str, &Value> = metadata["packages"]
         .as_array()

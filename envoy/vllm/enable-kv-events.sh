@@ -63,10 +63,9 @@ die() {
 
 refuse() { die $EXIT_REFUSED "refused: $*"; }
 
-# Its own exit codes would be taken for ours.
+# Other programs' exit codes would be taken for ours.
 jq() { command jq "$@" || return $EXIT_KUBECTL; }
-
-kube() { "${KUBECTL:-kubectl}" --namespace "$namespace" "$@"; }
+kube() { "${KUBECTL:-kubectl}" --namespace "$namespace" "$@" || return $EXIT_KUBECTL; }
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
@@ -247,7 +246,7 @@ read_command() {
     local text
     spot=$(jq -c --arg name "$container" "$JQ_DEFS"'containers[] | select(.name == $name)
         | (.command // [] | length) as $n | argv as $argv
-        | if ($argv[0] // "" | basename | test("^([bdak]|z)?sh$") | not) then {kind: "list"}
+        | if ($argv[0] // "" | basename | test("^(ba|da|a|k|z)?sh$") | not) then {kind: "list"}
           else ([range(1; $argv | length) | select($argv[.] | test("^-[a-z]*c$"))] | first) as $c
             | if $c == null or ($argv | length) != $c + 2 then {kind: "odd", found: $argv}
               elif $c + 1 < $n then {kind: "command", at: ($c + 1), text: $argv[$c + 1]}
@@ -302,7 +301,7 @@ settle_ports() {
 # shellcheck disable=SC2016 # What begins with $ in it is jq's.
 readonly JQ_PLAN='
 def version($tag): $tag | capture("^v?(?<major>[0-9]+)[.](?<minor>[0-9]+)") | [.major, .minor] | map(tonumber);
-def value($flags; $names): [$flags[] | select([.name] | inside($names))] | last | .value;
+def value($flags; $names): [$flags[] | select(.name as $name | any($names[]; . == $name))] | last | .value;
 def has($flags; $name): any($flags[]; .name == $name);
 def is_label: test("^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$");
 def quoted: if test("^[A-Za-z0-9_./:=,-]+$") then . else @sh end;

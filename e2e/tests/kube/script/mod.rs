@@ -64,6 +64,18 @@ impl Bench {
         self.cluster.request(Method::GET, path, None).await.unwrap()
     }
 
+    /// What a real shell gives to vLLM of the container's command.
+    fn words_by_shell(&self, container: &Value) -> Vec<String> {
+        let vllm = self.cluster.dir().join("vllm");
+        std::fs::write(&vllm, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
+        std::fs::set_permissions(&vllm, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let words = [&container["command"], &container["args"]].map(|field| field.as_array().unwrap().clone()).concat();
+        let words: Vec<&str> = words.iter().map(|word| word.as_str().unwrap()).collect();
+        let output = Command::new(words[0]).args(&words[1..]).env("PATH", self.cluster.dir()).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+    }
+
     /// A program for `KUBECTL` that does `first`, a piece of a shell script, and then what kubectl does.
     fn wrapped_kubectl(&self, name: &str, first: &str) -> PathBuf {
         let path = self.cluster.dir().join(name);
@@ -215,6 +227,10 @@ async fn events_are_switched_on_once_and_off_without_a_trace() {
         let enabled = bench.get(&path).await;
         let found = container(&enabled);
         assert_eq!(json!([found["command"], found["args"]]), case.expected, "{name}");
+        if case.name == "shell" {
+            let expected = ["serve", "Qwen/Qwen3-8B", "--served-model-name", "m", "--port", "9000"];
+            assert_eq!(bench.words_by_shell(found), [&expected[..], &["--kv-events-config", CONFIG]].concat());
+        }
         let template = &enabled["spec"]["template"]["metadata"];
         let labels = json!({"app": name, "model.aibrix.ai/name": "m", "model.aibrix.ai/kv-events-enabled": "true"});
         assert_eq!(template["labels"], labels, "{name}");
