@@ -15,8 +15,8 @@ pub struct Selection {
     /// Request header, and key in the dynamic metadata `envoy.lb`; default `x-gateway-destination-endpoint`, with
     /// `original_dst` `target-pod`.
     pub header: String,
-    /// `buffered` (default) or `full_duplex_streamed`: how an Envoy sends request bodies that does not say so itself
-    /// (before 1.34).
+    /// `buffered` (default) or `full_duplex_streamed`: how an Envoy sends request bodies that does not say so itself,
+    /// as old ones do not.
     pub body_mode: BodyMode,
 }
 
@@ -45,7 +45,8 @@ fn read_header(node: &Node<'_>, mode: SelectionMode) -> String {
     let name = node.or(default.to_owned(), expected);
     let token = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let is_own = name.starts_with("x-") && name.chars().all(token);
-    if !is_own && !(mode == SelectionMode::OriginalDst && name == TARGET_POD) {
+    let is_allowed = is_own || (mode == SelectionMode::OriginalDst && name == TARGET_POD);
+    if !is_allowed {
         node.fault(format!("{name:?}"), expected);
     }
     name

@@ -80,7 +80,7 @@ pub struct Modes {
 }
 
 impl Modes {
-    /// As the first message of a stream tells them; where it does not (Envoy before 1.34), the request's is `assumed`,
+    /// As the first message of a stream tells them; where it does not (an old Envoy), the request's is `assumed`,
     /// and the response's is what belongs to it.
     pub fn of(message: &ProcessingRequest, assumed: BodyMode) -> Self {
         let Some(config) = &message.protocol_config else {

@@ -80,6 +80,9 @@
 {{- end -}}
 {{- end -}}
 {{- if .Values.envoySidecar.enabled -}}
+{{- if semverCompare "<1.30-0" .Capabilities.KubeVersion.Version -}}
+{{- fail (printf "envoySidecar.enabled: found Kubernetes %s, expected 1.30 or newer, whose sleep hook Envoy needs to finish its answers" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
 {{- if not .Values.envoySidecar.engines.host -}}
 {{- fail "envoySidecar.engines.host: found nothing, expected the name of a headless Service over the engines' pods" -}}
 {{- end -}}

@@ -165,15 +165,19 @@ async fn stopping_the_router_fails_nothing() {
     let mut answer = Streamed::ask(&setup.stack, 1000).await;
     assert!(answer.next().await.unwrap());
     let router = setup.stack.router.take().unwrap();
-    let mut stopping = std::pin::pin!(async { tokio::join!(router.stop(), answer.read_to_end()) });
-    let (stopped, read) = loop {
+    let mut stopping = std::pin::pin!(async move {
+        let (stopped, read) = tokio::join!(router.stop(), answer.read_to_end());
+        stopped.unwrap();
+        read.unwrap();
+        answer
+    });
+    let asked = prompt(1);
+    let answer = loop {
         tokio::select! {
-            ended = &mut stopping => break ended,
-            response = setup.complete(&prompt(1)) => assert_eq!(response.status(), 200, "while it stops"),
+            answer = &mut stopping => break answer,
+            response = setup.complete(&asked) => assert_eq!(response.status(), 200, "while it stops"),
         }
     };
-    stopped.unwrap();
-    read.unwrap();
     assert!(answer.is_complete(), "{}", answer.text);
     assert_eq!(setup.complete(&prompt(1)).await.status(), 200, "new requests pass the router by");
 }

@@ -169,7 +169,7 @@ impl Metrics {
             misconfigured_streams: add(
                 r,
                 "misconfigured_streams",
-                "ext_proc streams whose body mode shows no whole prompt before the pick",
+                "ext_proc streams whose body modes show no whole prompt before the pick, or end before the answer",
             ),
             full_reports_requested: add(
                 r,
@@ -281,7 +281,7 @@ impl Metrics {
         self.stream_panics.inc();
     }
 
-    /// Counts a stream whose body mode gives us no prompt; `mode` is Envoy's name of it.
+    /// Counts a stream whose body modes are of no use; `mode` is Envoy's name of the one at fault.
     pub fn count_misconfigured_stream(&self, mode: &'static str) {
         self.misconfigured_streams.get_or_create(&ModeLabels { mode }).inc();
     }

@@ -33,11 +33,11 @@ impl Api {
         let what = format!("{method} {path}");
         let is_patch = method == Method::PATCH;
         let mut request = self.http.request(method, format!("https://{}{path}", self.address)).bearer_auth(&self.token);
-        // Before the body, which names a type of its own where there is none yet.
         if is_patch {
             request = request.header("content-type", "application/merge-patch+json");
         }
         if let Some(body) = body {
+            // It leaves a content type that is set as it is.
             request = request.json(body);
         }
         let answer = request.send().await.with_context(|| what.clone())?;

@@ -80,7 +80,7 @@ impl Helm {
         run(&mut command)
     }
 
-    /// The objects of a release with the values of `file` and `settings` (`--set`).
+    /// The objects of a release with the values of `file` and `settings` (`--set`, or `--set-json` after `json:`).
     pub(super) fn template(&self, file: &Path, settings: &[&str]) -> Result<Vec<Value>> {
         self.template_of(&chart(), file, settings)
     }
@@ -89,7 +89,9 @@ impl Helm {
     pub(super) fn template_of(&self, chart: &Path, file: &Path, settings: &[&str]) -> Result<Vec<Value>> {
         let (chart, file) = (chart.to_str().context("a path")?, file.to_str().context("a path")?);
         let mut args = vec!["template", RELEASE, chart, "--namespace", NAMESPACE, "--values", file];
-        settings.iter().for_each(|setting| args.extend(["--set", setting]));
+        for setting in settings {
+            args.extend(setting.strip_prefix("json:").map_or(["--set", setting], |json| ["--set-json", json]));
+        }
         documents(&self.run(&args)?)
     }
 }

@@ -66,7 +66,7 @@ async fn api_server_takes_every_set_of_values_and_changes_of_it() {
         let installed = objects(&cluster, &namespace).await;
         assert!(installed.len() >= 6, "{name}: {installed:?}");
 
-        let changes = ["--set", "image.tag=2,config.log.filter=debug,commonLabels.team=b"];
+        let changes = ["--set", "image.tag=v2,config.log.filter=debug,commonLabels.team=b"];
         release.change("upgrade", &file, &changes).unwrap_or_else(explain);
         let upgraded = objects(&cluster, &namespace).await;
         assert_ne!(of_deployment(&installed, "/spec/template"), of_deployment(&upgraded, "/spec/template"), "{name}");

@@ -71,6 +71,7 @@ fn probes_ask_what_the_router_answers() {
     assert_eq!(ports, [json!("grpc-extproc"), json!("http-admin")]);
     let service = &object(&objects, "Service", FULLNAME)["spec"]["ports"];
     assert_eq!(service.as_array().unwrap().len(), 1, "the admin port is no part of the Service: {service}");
+    assert_eq!(service[0]["appProtocol"], "kubernetes.io/h2c", "gateways would else take it for HTTP/1");
     let headless = &object(&objects, "Service", &format!("{FULLNAME}-headless"))["spec"];
     assert_eq!((&headless["clusterIP"], &headless["ports"][0]["port"]), (&json!("None"), &json!(9090)));
 }
@@ -92,7 +93,7 @@ fn a_change_of_the_configuration_replaces_the_pods_and_one_of_the_chart_does_not
         );
     }
     let newer = newer_chart();
-    let pinned = ["image.tag=1"];
+    let pinned = ["image.tag=v1"];
     assert_eq!(template(&newer.path().join("warmroute"), &pinned), template(&chart(), &pinned));
 }
 
@@ -128,7 +129,7 @@ pub(super) fn selectors(objects: &[Value]) -> Vec<(String, Value)> {
 fn no_upgrade_changes_what_is_selected() {
     let helm = Helm::get();
     let newer = newer_chart();
-    let changed = ["replicas=5", "image.tag=2", "commonLabels.team=b", "podLabels.tier=c", "config.log.filter=debug"];
+    let changed = ["replicas=5", "image.tag=v2", "commonLabels.team=b", "podLabels.tier=c", "config.log.filter=debug"];
     for (name, file) in sets() {
         let before = selectors(&helm.template(&file, &[]).unwrap());
         let after = selectors(&helm.template_of(&newer.path().join("warmroute"), &file, &changed).unwrap());
