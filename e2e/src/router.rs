@@ -41,6 +41,8 @@ pub struct RouterOptions {
     pub adapters: Vec<(String, String)>,
     /// The engines.
     pub engines: Vec<EngineAddress>,
+    /// `models[].discovery` in whole; none: a static list of the engines.
+    pub discovery: Option<Value>,
     /// Whether the router is told where events are replayed.
     pub replays: bool,
     /// `models[].events.report`.
@@ -69,6 +71,7 @@ impl RouterOptions {
             adapters: Vec::new(),
             asks_for_sources: false,
             engines,
+            discovery: None,
             replays: true,
             reports: false,
             sync: None,
@@ -244,6 +247,9 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
     let model = &mut config["models"][0];
     if let Some(tokenizer) = &options.tokenizer {
         model["tokenizer"] = tokenizer.clone();
+    }
+    if let Some(discovery) = &options.discovery {
+        model["discovery"] = discovery.clone();
     }
     if let Some(sync) = options.sync {
         model["events"]["sync"] = sync.into();

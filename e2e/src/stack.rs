@@ -66,19 +66,7 @@ impl Stack {
     /// # Errors
     /// When that takes longer than 10 s.
     pub async fn wait_indexed(&self, engine: SocketAddr, n_blocks: u64) -> Result<()> {
-        let router = self.router.as_ref().context("the router was stopped")?;
-        let deadline = Instant::now() + INDEX_DEADLINE;
-        loop {
-            let metrics = router.metrics().await?;
-            let indexed = gauge(&metrics, "warmroute_index_blocks", engine);
-            let proved = gauge(&metrics, "warmroute_index_source_proved", engine);
-            if indexed >= Some(n_blocks) && proved == Some(1) {
-                return Ok(());
-            }
-            let found = format!("{indexed:?} blocks of {engine}, proved: {proved:?}");
-            ensure!(Instant::now() < deadline, "the router holds {found}, expected {n_blocks}");
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
+        wait_indexed(self.router.as_ref().context("the router was stopped")?, engine, n_blocks).await
     }
 }
 
@@ -138,6 +126,25 @@ impl Stack {
     pub async fn matched_tokens(&self) -> Result<u64> {
         let router = self.router.as_ref().context("the router was stopped")?;
         Ok(sum(&router.metrics().await?, "warmroute_matched_tokens_total{") as u64)
+    }
+}
+
+/// Waits until `router` credits `engine` with `n_blocks` blocks or more.
+///
+/// # Errors
+/// When that takes longer than 10 s.
+pub async fn wait_indexed(router: &Router, engine: SocketAddr, n_blocks: u64) -> Result<()> {
+    let deadline = Instant::now() + INDEX_DEADLINE;
+    loop {
+        let metrics = router.metrics().await?;
+        let indexed = gauge(&metrics, "warmroute_index_blocks", engine);
+        let proved = gauge(&metrics, "warmroute_index_source_proved", engine);
+        if indexed >= Some(n_blocks) && proved == Some(1) {
+            return Ok(());
+        }
+        let found = format!("{indexed:?} blocks of {engine}, proved: {proved:?}");
+        ensure!(Instant::now() < deadline, "the router holds {found}, expected {n_blocks}");
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -62,7 +62,7 @@ impl Shared {
 pub(super) struct BuiltPools {
     pub(super) pools: Pools,
     pub(super) endpoints: Vec<(Arc<str>, watch::Receiver<Arc<EndpointSet>>)>,
-    /// Whose lists never change: a closed channel would say so, but it would also say that we are about to end.
+    /// Whose lists never change. They hold the pools' channels open: a closed one would end whoever waits for it.
     pub(super) fixed: Vec<Publisher>,
     /// What lists the endpoints, to be started when all else stands.
     listing: Vec<Listing>,
@@ -125,38 +125,35 @@ impl BuiltPools {
 
     fn list(&mut self, model: &config::Model, mut publisher: Publisher, shared: &Shared) -> Result<(), Error> {
         let name = model.name.clone();
-        if let Discovery::Static(endpoints) = &model.discovery {
-            publisher.list(endpoints.iter().map(config::StaticEndpoint::listed).collect());
-            self.fixed.push(publisher);
-            return Ok(());
-        }
-        let on_update: OnUpdate = Box::new(move |update| publisher.take(update));
-        self.listing.push(match &model.discovery {
-            Discovery::Static(_) => unreachable!("listed above, once and for all"),
-            Discovery::Kubernetes(settings) => Listing::Kubernetes(Kubernetes {
+        match &model.discovery {
+            Discovery::Static(endpoints) => {
+                publisher.list(endpoints.iter().map(config::StaticEndpoint::listed).collect());
+                self.fixed.push(publisher);
+            }
+            Discovery::Kubernetes(settings) => self.listing.push(Listing::Kubernetes(Kubernetes {
                 client: shared.kubernetes.clone().expect("there is a client where a pool is found in Kubernetes"),
                 namespace: settings.namespace.clone(),
                 query: settings.query(&name),
-                on_update,
+                on_update: on_update(publisher),
                 model: name,
-            }),
-            Discovery::Dns(settings) => Listing::Dns(Dns {
+            })),
+            Discovery::Dns(settings) => self.listing.push(Listing::Dns(Dns {
                 resolver: dns::system_resolver().map_err(Error::Dns)?,
                 name: settings.name.clone(),
                 records: settings.records(),
                 interval: settings.interval.0,
                 events: settings.event_ports(),
-                on_update,
+                on_update: on_update(publisher),
                 model: name,
-            }),
-            Discovery::File(settings) => Listing::File(File {
+            })),
+            Discovery::File(settings) => self.listing.push(Listing::File(File {
                 path: settings.path.clone(),
                 interval: settings.interval.0,
                 parse: Arc::new(config::parse_endpoints),
-                on_update,
+                on_update: on_update(publisher),
                 model: name,
-            }),
-        });
+            })),
+        }
         Ok(())
     }
 
@@ -204,6 +201,10 @@ impl BuiltPools {
             tasks.spawn("tokenizer", tokenizer.clone().run(addresses, shutdown.clone()));
         }
     }
+}
+
+fn on_update(mut publisher: Publisher) -> OnUpdate {
+    Box::new(move |update| publisher.take(update))
 }
 
 fn settings(model: &config::Model) -> Arc<ModelSettings> {

@@ -195,6 +195,23 @@ async fn a_model_that_is_not_ours_is_left_to_envoy_without_the_clients_headers()
 }
 
 #[tokio::test]
+async fn an_endpoint_that_leaves_while_the_prompt_is_tokenized_is_not_picked() {
+    let engine = FakeEngine::start().await;
+    engine.set(Tokenize::After(BUDGET / 2));
+    let router = FakeRouter::start(&[engine.address, silent(1)[0]]).await;
+    let _slot = router.warm(0, &characters(PROMPT), &Scope::default(), KeyKinds::PLAIN);
+    let leave = async {
+        while engine.asked().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let endpoints = vec![router.endpoints[1].clone()];
+        router.set.send_replace(EndpointSet { synced: true, endpoints }.into());
+    };
+    let ((_stream, destination), ()) = tokio::join!(router.complete(json!({ "prompt": PROMPT })), leave);
+    assert_eq!(destination, Some(silent(1)[0].to_string()));
+}
+
+#[tokio::test]
 async fn a_synced_empty_pool_and_an_empty_subset_are_refused() {
     let router = FakeRouter::start(&silent(1)).await;
     let fields = HashMap::from([(

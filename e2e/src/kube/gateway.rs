@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::cache::Cache;
 
-pub use in_cluster::InCluster;
+pub use in_cluster::{GatewayEnvoy, InCluster};
 pub use standalone::Standalone;
 
 /// The name by which a GatewayClass asks for Envoy Gateway.

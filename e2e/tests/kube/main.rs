@@ -6,5 +6,8 @@
 
 mod chart;
 mod cluster;
+mod discovery;
+mod gateway;
 mod samples;
 mod script;
+mod standalone;

@@ -230,6 +230,8 @@ impl Router {
             Some(request) => self.look_into(&target, &endpoints, head, request).await,
             None => (Err(Fallback::UnreadableBody), None),
         };
+        // The set may have changed while the tokens were under way, and who has left must not be picked.
+        let endpoints = target.pool.endpoints.borrow().clone();
         if let (Ok(lookup), Some(rank)) = (&mut lookup, head.rank) {
             // The engine does as the client says, so what its other ranks hold is of no use. Of what is promised nobody
             // knows on which rank it will be.
