@@ -227,6 +227,8 @@ fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Va
     };
     let mut config = json!({
         "listen": {"extproc": extproc, "admin": admin},
+        // Some engines are dead on purpose, and nobody shall wait for them.
+        "readiness": {"warm_deadline": "2s"},
         "events": {"snapshots": {"dir": options.snapshots, "interval": "1s"}},
         "selection": match options.gateway {
             Gateway::OverrideHost | Gateway::FullDuplex => json!({"header": "x-gateway-destination-endpoint"}),

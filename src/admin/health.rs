@@ -102,6 +102,7 @@ mod tests {
         let mut watch = readiness.watch();
         for (condition, holds, expected) in [
             (Condition::Serving, true, None),
+            (Condition::Warm, true, None),
             (Condition::DiscoverySynced, true, Some(true)),
             (Condition::DiscoverySynced, true, None),
             (Condition::NotDraining, false, Some(false)),

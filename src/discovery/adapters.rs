@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::rounds::{pause, visit_all};
 use crate::engine::{self, EngineClient};
@@ -60,6 +60,7 @@ impl ListAdapters {
 
 async fn visit(endpoint: Arc<Endpoint>, client: EngineClient, interval: Duration) {
     let mut last = None;
+    let mut has_warned = false;
     let mut n_failures = 0;
     loop {
         n_failures = match ask(&endpoint, &client).await {
@@ -68,11 +69,24 @@ async fn visit(endpoint: Arc<Endpoint>, client: EngineClient, interval: Duration
                 0
             }
             Err(failure) => {
-                debug!(endpoint = %endpoint.address, error = %failure, "endpoint does not list its adapters");
+                log(&endpoint, &failure, &mut has_warned);
                 n_failures + 1
             }
         };
         tokio::time::sleep(pause(n_failures, interval)).await;
+    }
+}
+
+/// An endpoint that is away is reported by those who need it. One that will never say it is reported once: without a
+/// key for `--api-key`, say, any of them is taken to have any adapter.
+fn log(endpoint: &Endpoint, failure: &Failure, has_warned: &mut bool) {
+    let endpoint = endpoint.address;
+    let is_final = matches!(failure, Failure::Engine(engine::Error::Status(401 | 403 | 404)) | Failure::Nonsense(_));
+    if is_final && !*has_warned {
+        *has_warned = true;
+        warn!(%endpoint, error = %failure, "endpoint does not list its adapters at /v1/models (is models[].engine.api_key_file needed?)");
+    } else {
+        debug!(%endpoint, error = %failure, "endpoint does not list its adapters");
     }
 }
 

@@ -1,15 +1,15 @@
 //! How an engine is asked over HTTP: its scheme, whose certificates are believed, and the key that it wants.
 //!
-//! One [`EngineClient`] per model serves everything that warmroute asks an engine: `/tokenize`, `/kv_event_sources` and
-//! `/metrics`. It dials the endpoint's address itself, without proxies and without following redirects, since the
+//! One [`EngineClient`] per model serves everything that warmroute asks an engine: `/tokenize`, `/kv_event_sources`,
+//! `/metrics` and `/v1/models`. It dials the endpoint's address itself, without proxies and without following redirects, since the
 //! address is the endpoint's identity; with `https` the certificate must therefore name that IP address. An answer has
 //! a status, a size and, through the caller's budget, a time that it must keep.
 //!
 //! A server that tokenizes in the engines' place has a URL of its own ([`Base`]), whose host may be a name. It is asked
 //! as they are, the key included: a client for it is made from [`Access::of_base`].
 //!
-//! vLLM's `--api-key` guards `/v1` and its like and none of these three (0.32.0, `entrypoints/serve`), but gateways and
-//! sidecars in front of an engine guard everything.
+//! vLLM's `--api-key` guards `/v1` and its like, hence the list of adapters and none of the others (0.32.0,
+//! `entrypoints/serve`), but gateways and sidecars in front of an engine guard everything.
 
 mod access;
 mod key;

@@ -12,6 +12,7 @@
 pub mod decide;
 pub mod echo;
 pub mod health;
+pub mod held;
 pub mod message;
 pub mod reply;
 pub mod report;
@@ -70,6 +71,9 @@ const CONNECTION_WINDOW: u32 = 64 << 20;
 /// reply we have nothing to write that would tell.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// What streams may hold of bodies that are still coming, all together, in full duplex: half of what a router's memory
+/// should have beyond its index. What is more is decided by its beginning.
+const HELD_BYTES: usize = 256 << 20;
 /// Pause after a failed accept, which mostly means that file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Once all streams have ended, connections get this long to take their last bytes; one that says nothing is not waited
@@ -109,6 +113,7 @@ pub async fn run(
         replies: Replies::new(config.selection),
         assumed_mode: config.assumed_mode,
         body_bytes: config.body_bytes,
+        room: Room::new(config.body_bytes.max(HELD_BYTES)),
     };
     let processor = Processor { router, settings, shutdown: shutdown.clone(), streams: streams.clone() };
     let (health, follow_readiness) = health::service(ready).await;

@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{HttpBody, HttpHeaders, Proce
 
 use super::decide::Verdict;
 use super::echo::{Echo, End, Side};
+use super::held::{Room, Share};
 use super::message::{BodyMode, Modes, RequestHead, Served};
 use super::reply::{self, Replies, RequestStep};
 
@@ -53,6 +54,8 @@ pub struct Settings {
     pub assumed_mode: BodyMode,
     /// Most bytes of a body that are read or, in full duplex, held, apart from the piece that goes beyond.
     pub body_bytes: usize,
+    /// For what is held of all streams' bodies while they come.
+    pub room: Room,
 }
 
 /// Where a stream stands.
@@ -84,11 +87,12 @@ enum Phase {
     Past,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Collected {
     /// None: the headers were not sent to us, so that none are answered.
     head: Option<RequestHead>,
     body: Vec<u8>,
+    share: Share,
 }
 
 /// What Envoy waits for during a decision.
@@ -218,7 +222,7 @@ impl StreamState {
                 send(self.settings.replies.pass(RequestStep::Headers))
             }
             BodyMode::FullDuplexStreamed => {
-                self.phase = Phase::Collecting(Collected { head: Some(head), body: Vec::new() });
+                self.phase = Phase::Collecting(self.nothing_collected(Some(head)));
                 Step::Wait
             }
             BodyMode::Grpc => Step::Unsupported(mode),
@@ -241,7 +245,7 @@ impl StreamState {
     /// A piece of the request's body, in full duplex.
     fn on_piece(&mut self, piece: HttpBody) -> Step {
         match std::mem::replace(&mut self.phase, Phase::Past) {
-            Phase::Start => self.collect(Collected::default(), piece),
+            Phase::Start => self.collect(self.nothing_collected(None), piece),
             Phase::Collecting(collected) => self.collect(collected, piece),
             Phase::PassingOn => {
                 if !piece.end_of_stream {
@@ -257,7 +261,12 @@ impl StreamState {
         }
     }
 
+    fn nothing_collected(&self, head: Option<RequestHead>) -> Collected {
+        Collected { head, body: Vec::new(), share: self.settings.room.share() }
+    }
+
     fn collect(&mut self, mut collected: Collected, piece: HttpBody) -> Step {
+        let has_room = collected.share.take(piece.body.len());
         if collected.body.is_empty() {
             collected.body = piece.body;
         } else {
@@ -266,7 +275,7 @@ impl StreamState {
         if piece.end_of_stream {
             return self.decide_on(collected, End::Body);
         }
-        if collected.body.len() > self.settings.body_bytes {
+        if collected.body.len() > self.settings.body_bytes || !has_room {
             return self.decide_on(collected, End::Open);
         }
         self.phase = Phase::Collecting(collected);
@@ -312,9 +321,10 @@ impl StreamState {
         Step::Decide(Question { head, body, is_oversized })
     }
 
-    fn decide_on(&mut self, Collected { head, body }: Collected, end: End) -> Step {
+    fn decide_on(&mut self, Collected { head, body, .. }: Collected, end: End) -> Step {
         self.phase = Phase::Deciding(Owed::Body { has_headers: head.is_some(), end });
-        Step::Decide(Question { head: head.unwrap_or_default(), body, is_oversized: end == End::Open })
+        let is_oversized = end == End::Open || body.len() > self.settings.body_bytes;
+        Step::Decide(Question { head: head.unwrap_or_default(), body, is_oversized })
     }
 }
 

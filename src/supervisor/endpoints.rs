@@ -180,7 +180,7 @@ impl BuiltPools {
         for listing in self.listing.drain(..) {
             match listing {
                 Listing::Kubernetes(kubernetes) => {
-                    tasks.spawn("discovery-kubernetes", kubernetes.run(shutdown.clone()))
+                    tasks.spawn("discovery-kubernetes", kubernetes.run(shutdown.clone()));
                 }
                 Listing::Dns(dns) => tasks.spawn("discovery-dns", dns.run(shutdown.clone())),
                 Listing::File(file) => tasks.spawn("discovery-file", file.run(shutdown.clone())),

@@ -130,7 +130,9 @@ async fn serve(config: &Config) -> Result<(), Error> {
         ended = running.background.first_to_end() => Err(ended),
         ended = running.admin.first_to_end() => Err(ended),
     };
-    running.stop(&config.shutdown).await;
+    let config::Shutdown { delay, grace } = config.shutdown;
+    // Where a part of us has ended there is nothing to be served meanwhile.
+    running.stop(if ended.is_ok() { delay.0 } else { Duration::ZERO }, grace.0).await;
     ended
 }
 
@@ -210,12 +212,11 @@ impl Running {
         })
     }
 
-    async fn stop(mut self, config::Shutdown { delay, grace }: &config::Shutdown) {
-        let grace = grace.0;
+    async fn stop(mut self, delay: Duration, grace: Duration) {
         info!("stopping: no longer ready");
         self.readiness.set(Condition::NotDraining, false);
         // New streams are served as before until those who send them have heard.
-        tokio::time::sleep(delay.0).await;
+        tokio::time::sleep(delay).await;
         self.shutdown.cancel();
         if tokio::time::timeout(grace, self.tasks.join_all()).await.is_err() {
             warn!(?grace, "streams were still open when the grace period ended");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use crate::process::{Process, get, wait_for_metric};
+use crate::process::{Process, get, wait_for_metric, wait_ready};
 
 /// What the kubelet does when a ConfigMap changes.
 fn swap(mount: &Path, version: &str, text: &str) {
@@ -21,7 +21,7 @@ fn a_config_map_of_endpoints_is_followed_and_a_broken_one_is_not() {
     symlink("..data/endpoints.yaml", mount.path().join("endpoints.yaml")).unwrap();
     let path = mount.path().join("endpoints.yaml");
     let models = format!(
-        "models: [{{name: tiny, default: true, discovery: {{file: {{path: '{}', interval: 100ms}}}}}}]",
+        "readiness: {{warm_deadline: 0s}}\nmodels: [{{name: tiny, default: true, discovery: {{file: {{path: '{}', interval: 100ms}}}}}}]",
         path.display()
     );
     let mut process = Process::with_models("file", &models, &[]);
@@ -31,7 +31,7 @@ fn a_config_map_of_endpoints_is_followed_and_a_broken_one_is_not() {
 
     swap(mount.path(), "..1", "- {address: 127.0.0.1:1, events: tcp://127.0.0.1:2}\n- {address: 127.0.0.2:1}");
     wait_for_metric(&admin, "warmroute_endpoints{model=\"tiny\"} 2");
-    assert!(get(&admin, "/readyz").starts_with("HTTP/1.1 200"));
+    wait_ready(&admin);
     assert!(get(&admin, "/sources").contains("\"127.0.0.1:1\""));
 
     swap(mount.path(), "..2", "- {address: 127.0.0.1:1, events: tcp://127.0.0.1:2}\n- {adress: 127.0.0.2:1}");

@@ -409,7 +409,7 @@ async fn the_program_serves_before_the_api_server_does() {
     let line = "warmroute_endpoints{model=\"tiny\"} 1".to_owned();
     let metrics = wait_for_metric(&admin, &line).await;
     assert!(metrics.contains("warmroute_discovery_synced{model=\"tiny\"} 1"), "{metrics}");
-    assert!(crate::process::get(&admin, "/readyz").starts_with("HTTP/1.1 200"));
+    crate::process::wait_ready(&admin);
     let sources = crate::process::get(&admin, "/sources");
     assert!(!sources.contains("127.0.0.1:8000"), "without the preset's label no events are expected: {sources}");
 

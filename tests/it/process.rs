@@ -105,10 +105,7 @@ fn serves_until_sigterm_and_exits_with_0() {
         Process::start("sigterm", ([127, 0, 0, 1], 0).into(), "log: {format: json}\nreadiness: {warm_deadline: 500ms}");
     let addresses = process.wait_for_log("warmroute is starting");
     let admin = addresses["admin"].as_str().unwrap();
-    let deadline = Instant::now() + DEADLINE;
-    while !get(admin, "/readyz").starts_with("HTTP/1.1 200") {
-        assert!(Instant::now() < deadline, "not ready: {}", get(admin, "/readyz"));
-    }
+    wait_ready(admin);
     assert!(get(admin, "/livez").starts_with("HTTP/1.1 200"));
     let metrics = get(admin, "/metrics");
     assert!(metrics.contains("warmroute_endpoints{model=\"tiny\"} 1"), "{metrics}");
@@ -133,7 +130,7 @@ fn serves_until_sigterm_and_exits_with_0() {
 /// Between "not ready" and the end there is time in which whoever has not heard yet is served.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_is_told_before_the_port_closes() {
-    let settings = "log: {format: json}\nshutdown: {delay: 3s}";
+    let settings = "log: {format: json}\nreadiness: {warm_deadline: 0s}\nshutdown: {delay: 10s}";
     let mut process = Process::start("delay", ([127, 0, 0, 1], 0).into(), settings);
     let addresses = process.wait_for_log("warmroute is starting");
     let (admin, extproc) = (addresses["admin"].as_str().unwrap(), addresses["extproc"].as_str().unwrap());
@@ -151,6 +148,15 @@ async fn sigterm_is_told_before_the_port_closes() {
     EnvoyStream::open(client).await.post("/v1/completions", b"{\"prompt\":[1]}").await;
     process.wait_for_log("stopped");
     assert!(process.child.wait().unwrap().success());
+}
+
+/// Waits until the process says that it is ready.
+pub(crate) fn wait_ready(admin: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    while !get(admin, "/readyz").starts_with("HTTP/1.1 200") {
+        assert!(Instant::now() < deadline, "not ready: {}", get(admin, "/readyz"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Waits until the metrics have `line`, and returns them all.

@@ -138,6 +138,17 @@ static_resources:
         explicit_http_config:
           http2_protocol_options: {}
     circuit_breakers: *circuit_breakers
+    {{- if $isFullDuplex }}
+    # In full duplex Envoy fails a request with a body open only if it knows beforehand that nobody is there.
+    health_checks:
+    - timeout: 3s
+      interval: 1s
+      no_traffic_interval: 1s
+      unhealthy_threshold: 1
+      healthy_threshold: 1
+      grpc_health_check: {}
+    common_lb_config: { healthy_panic_threshold: { value: 0 } }
+    {{- end }}
     load_assignment:
       cluster_name: ext_proc
       endpoints:

@@ -110,7 +110,7 @@ async fn refusals_reach_the_client_before_and_after_the_limit() {
         ..duplex(options)
     };
     let echo = Echo::start_with(strict).await;
-    for n_bytes in [100, 5 << 20] {
+    for n_bytes in [100, BODY_BYTES + 1000] {
         let request = client().post(echo.stack.url("/v1/completions")).body(completion("unknown", n_bytes));
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 503, "{n_bytes} bytes");
@@ -136,13 +136,11 @@ async fn the_endpoint_that_served_is_known() {
 #[tokio::test]
 async fn answers_stream_token_by_token_and_count_until_the_client_leaves() {
     let setup = Setup::behind(Gateway::FullDuplex, Vec::new()).await;
-    let start = Instant::now();
     let mut answer = Streamed::ask(&setup.stack, 100).await;
     assert!(answer.next().await.unwrap());
-    let first = start.elapsed();
+    // A hundred tokens at 5 ms: an answer that was held back would come at once, at the end.
+    assert!(!answer.is_complete(), "{}", answer.text);
     answer.read_to_end().await.unwrap();
-    // A hundred tokens at 5 ms: a buffered answer would come at once, at the end.
-    assert!(first < start.elapsed() / 2, "first chunk after {first:?} of {:?}", start.elapsed());
     assert!(answer.is_complete(), "{}", answer.text);
     assert!(answer.text.contains(r#""completion_tokens":100"#), "{}", answer.text);
     wait_metric(&setup.stack, IN_FLIGHT, 0.0).await;

@@ -92,6 +92,8 @@ pub enum Leave {
     UnknownModel,
     /// Discovery has not listed the pool yet.
     NotSynced,
+    /// The body is too large to be read, there are several models, and the name does not stand in the beginning.
+    ModelBeyondLimit,
 }
 
 impl Leave {
@@ -101,6 +103,7 @@ impl Leave {
             Self::NoModel => "no_model",
             Self::UnknownModel => "unknown_model",
             Self::NotSynced => "not_synced",
+            Self::ModelBeyondLimit => "model_beyond_limit",
         }
     }
 }
@@ -134,6 +137,7 @@ impl Refusal {
             Self::NoPick(Leave::NoModel) => "the request names no model, and none is the default",
             Self::NoPick(Leave::UnknownModel) => "the request names a model that nobody here serves",
             Self::NoPick(Leave::NotSynced) => "the endpoints of this model are not known yet",
+            Self::NoPick(Leave::ModelBeyondLimit) => "the request is too large for its model's name to be found",
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::super::report::Reports;
 use super::Leave;
 use crate::request::ReadOptions;
-use crate::routing::endpoint::{Endpoint, EndpointSet, Listing};
+use crate::routing::endpoint::{Endpoint, EndpointId, EndpointSet, Listing};
 use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockHasher, Scope};
 use crate::routing::index::Promises;
@@ -86,10 +86,8 @@ impl Target {
         endpoints: &EndpointSet,
         allowed: impl Fn(&Endpoint) -> bool + 'a,
     ) -> impl Fn(&Endpoint) -> bool + 'a {
-        let listing = |endpoint: &Endpoint| self.adapter_name().map(|name| endpoint.adapters.listing(name));
-        let found = endpoints.endpoints.iter().filter(|endpoint| allowed(endpoint));
-        let best = found.map(|endpoint| listing(endpoint)).max().flatten();
-        move |endpoint| allowed(endpoint) && best.is_none_or(|best| listing(endpoint) == Some(best))
+        let best = self.adapter_name().map(|name| best_for(name, endpoints, &allowed));
+        move |endpoint| best.as_ref().map_or_else(|| allowed(endpoint), |best| best.contains(&endpoint.id))
     }
 
     fn adapter_name(&self) -> Option<&str> {
@@ -120,6 +118,15 @@ impl Target {
             Adapter::Listed(name) => (name.clone(), Arc::default()),
         })
     }
+}
+
+/// Those among the `allowed` endpoints that are the best place for `adapter`. Each is looked at once: lists change at any
+/// time.
+fn best_for(adapter: &str, endpoints: &EndpointSet, allowed: impl Fn(&Endpoint) -> bool) -> Vec<EndpointId> {
+    let allowed = endpoints.endpoints.iter().filter(|endpoint| allowed(endpoint));
+    let listings: Vec<_> = allowed.map(|endpoint| (endpoint.adapters.listing(adapter), endpoint.id)).collect();
+    let best = listings.iter().map(|(listing, _)| *listing).max();
+    listings.into_iter().filter(|(listing, _)| Some(*listing) == best).map(|(_, id)| id).collect()
 }
 
 /// Finds pools by the names that requests use.
@@ -155,6 +162,11 @@ impl Pools {
             Some(name) => self.by_name.get(name).cloned().or_else(|| self.listed(name)).ok_or(Leave::UnknownModel),
             None => self.default.clone().ok_or(Leave::NoModel),
         }
+    }
+
+    /// The only model that there is.
+    pub(super) fn only(&self) -> Option<Target> {
+        if let [pool] = &self.all[..] { Some(Target::base(pool)) } else { None }
     }
 
     /// An adapter that nobody configured, in the first pool of which an endpoint lists it.

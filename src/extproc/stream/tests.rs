@@ -19,10 +19,13 @@ fn state() -> StreamState {
     state_of(BodyMode::Buffered, 1 << 20)
 }
 
+/// Bytes of all streams' bodies that are held.
+const ROOM: usize = 1 << 20;
+
 fn state_of(assumed_mode: BodyMode, body_bytes: usize) -> StreamState {
     let header = "x-gateway-destination-endpoint".to_owned();
     let replies = Replies::new(Selection { mode: SelectionMode::OverrideHost, header });
-    StreamState::new(Settings { replies, assumed_mode, body_bytes })
+    StreamState::new(Settings { replies, assumed_mode, body_bytes, room: Room::new(ROOM) })
 }
 
 /// A question that nobody has asked.

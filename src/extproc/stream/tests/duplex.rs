@@ -112,6 +112,7 @@ fn every_end_of_a_request_is_answered_in_order() {
         (vec![request_message(part, false), request_trailers()], vec!["headers", "body", "trailers"], 0, false),
         (vec![request_trailers()], vec!["headers", "trailers"], 0, false),
         (vec![request_message(&large, true)], vec!["headers", "body"], 1, false),
+        (vec![request_message(&large, false), request_message(rest, true)], vec!["headers", "body"], 1, true),
         (
             vec![request_message(&large, false), request_message(part, false), request_message(rest, true)],
             vec!["headers", "body"],
