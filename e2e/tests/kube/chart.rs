@@ -11,4 +11,5 @@ mod pods;
 mod readme;
 mod refused;
 mod rights;
+mod translation;
 mod walkthrough;

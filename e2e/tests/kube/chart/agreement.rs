@@ -105,7 +105,7 @@ fn schema_knows_every_setting_of_the_router_and_no_other() {
         paths(&serde_saphyr::from_str(&config.to_yaml()).unwrap(), "config", &mut settings);
     }
     // A list that is empty in one set and has items in another.
-    let prefixes: Vec<String> = settings.iter().filter_map(|path| Some(path.split_once("[]")?.0.to_owned())).collect();
+    let prefixes: Vec<String> = settings.iter().filter_map(|path| Some(path.rsplit_once("[]")?.0.to_owned())).collect();
     settings.retain(|path| !prefixes.contains(path));
     let schema: Value =
         serde_json::from_str(&std::fs::read_to_string(chart().join("values.schema.json")).unwrap()).unwrap();

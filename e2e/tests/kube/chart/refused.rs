@@ -100,7 +100,7 @@ const BY_TEMPLATES: [(&str, &[&str], &str); 21] = [
     ),
     (
         "inferencepool",
-        &["inferencePool.matchLabels.app=null"],
+        &["json:inferencePool.matchLabels={}"],
         "inferencePool.matchLabels: found nothing, expected the labels of the engines' pods",
     ),
     (
