@@ -42,6 +42,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span, debug, error, warn};
 
 use self::decide::{Answer, Routed, Router, Verdict};
+use self::held::Room;
 use self::message::{BodyMode, Modes, Served};
 use self::reply::{Replies, Selection};
 use self::settle::{Settled, settle};

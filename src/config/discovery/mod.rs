@@ -279,6 +279,11 @@ fn read_event_ports(events: &Node<'_>, replay: &Node<'_>, ranks: &Node<'_>) -> E
         ranks: read_ranks(ranks),
     };
     let last_rank = u16::try_from(ports.ranks - 1).expect("there are at most 256 ranks");
+    // vLLM adds the rank to both ports, so that two ranks on 5557 and 5558 would want the same one.
+    if ports.events.abs_diff(ports.replay) <= last_rank {
+        let found = format!("events_port {} and replay_port {} for {} ranks", ports.events, ports.replay, ports.ranks);
+        replay.fault(found, "ports that are at least as many apart as there are ranks");
+    }
     if ports.events.max(ports.replay).checked_add(last_rank).is_none() {
         ranks.fault(format!("{} ranks", ports.ranks), "events_port and replay_port with as many ports after them");
     }

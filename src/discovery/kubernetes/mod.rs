@@ -78,8 +78,9 @@ impl Kubernetes {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let namespace = self.namespace.clone().unwrap_or_else(|| self.client.default_namespace().to_owned());
         let query = self.query.clone();
-        let mut follower =
-            Follower { namespace, outage: Outage::new(self.model.clone()), warned: HashSet::new(), task: self };
+        let outages = [Outage::new(self.model.clone()), Outage::new(self.model.clone())];
+        let [outage, pool_outage] = outages;
+        let mut follower = Follower { namespace, outage, pool_outage, warned: HashSet::new(), task: self };
         let following = async {
             match query {
                 Query::Pods { selector, rules } => follower.pods(selector, &rules).await,
@@ -95,7 +96,10 @@ impl Kubernetes {
 struct Follower {
     task: Kubernetes,
     namespace: String,
+    /// Of what is listed as endpoints.
     outage: Outage,
+    /// Of the InferencePool that says which pods those are.
+    pool_outage: Outage,
     /// What is wrong in the pods and has been in the log.
     warned: HashSet<Wrong>,
 }
@@ -136,7 +140,7 @@ impl Follower {
             };
             tokio::select! {
                 step = pools.next() => {
-                    if self.is_news(step) {
+                    if self.is_pool_news(step) {
                         let found = pools.objects().next().map(|pool| pool.spec.clone());
                         self.pool_changed(name, found, &mut spec, &mut pods);
                     }
@@ -212,29 +216,48 @@ impl Follower {
 
     /// Whether the copy may be another one now; failures are told.
     fn is_news(&mut self, step: Result<Step, Failure>) -> bool {
-        match step {
-            Ok(step) => {
-                self.outage.ended();
-                if step == Step::Confirmed {
-                    self.tell(Update::Confirmed);
-                }
-                step != Step::Confirmed
-            }
-            // The list that follows at once puts it right.
-            Err(failure @ (Failure::Expired | Failure::Silent)) => {
-                info!(model = %self.task.model, reason = failure.as_str(), "the watch is begun anew");
-                self.tell(Update::Failed(failure.as_str()));
-                false
-            }
-            Err(failure) => {
-                self.outage.failed(&failure);
-                self.tell(Update::Failed(failure.as_str()));
-                false
-            }
+        if matches!(step, Ok(Step::Confirmed)) {
+            self.tell(Update::Confirmed);
         }
+        let news = noted(&mut self.outage, &self.task.model, step);
+        self.told(news)
+    }
+
+    /// As [`Self::is_news`] for the InferencePool itself: that it is heard of confirms no endpoint.
+    fn is_pool_news(&mut self, step: Result<Step, Failure>) -> bool {
+        let news = noted(&mut self.pool_outage, &self.task.model, step);
+        self.told(news)
+    }
+
+    fn told(&mut self, news: Result<bool, &'static str>) -> bool {
+        news.unwrap_or_else(|reason| {
+            self.tell(Update::Failed(reason));
+            false
+        })
     }
 
     fn tell(&mut self, update: Update) {
         (self.task.on_update)(update);
+    }
+}
+
+/// Notes a step in the log: whether it is news, or the kind of its failure.
+fn noted(outage: &mut Outage, model: &str, step: Result<Step, Failure>) -> Result<bool, &'static str> {
+    match step {
+        // A list alone ends no outage: the right to watch may be missing.
+        Ok(Step::Listed) => Ok(true),
+        Ok(step) => {
+            outage.ended();
+            Ok(step == Step::Changed)
+        }
+        // The list that follows at once puts it right.
+        Err(failure @ (Failure::Expired | Failure::Silent)) => {
+            info!(model, reason = failure.as_str(), "the watch is begun anew");
+            Err(failure.as_str())
+        }
+        Err(failure) => {
+            outage.failed(&failure);
+            Err(failure.as_str())
+        }
     }
 }

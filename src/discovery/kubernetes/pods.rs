@@ -134,11 +134,19 @@ impl Hints<'_> {
         let events = self.annotation(EVENTS_PORT, BASE, |port: &u16| *port > 0);
         let replay = self.annotation(REPLAY_PORT, BASE, |port: &u16| *port > 0);
         let ranks = self.annotation(RANKS, COUNT, |ranks: &u32| (1..=MOST_RANKS).contains(ranks));
-        EventPorts {
+        let ports = EventPorts {
             events: events.unwrap_or(default.events),
             replay: replay.unwrap_or(default.replay),
             ranks: ranks.unwrap_or(default.ranks),
+        };
+        // The rank is added to both ports.
+        if u32::from(ports.events.abs_diff(ports.replay)) >= ports.ranks {
+            return ports;
         }
+        let value = format!("{} for {} ranks from {} on", ports.replay, ports.ranks, ports.events);
+        let expected = "a port that is at least as far from the events' as there are ranks";
+        self.wrong.insert(Wrong { pod: self.pod.metadata.name.clone(), key: REPLAY_PORT, value, expected });
+        default
     }
 
     fn annotation<T: FromStr>(
@@ -310,6 +318,17 @@ mod tests {
         let endpoints = endpoints.expect("endpoints");
         assert_eq!(endpoints[0].sources, [source(0, "tcp://10.0.0.1:5557", "tcp://10.0.0.1:5558")]);
         assert_eq!(endpoints[1].sources, [source(1, "tcp://10.0.0.1:5558", "tcp://10.0.0.1:5559")]);
+    }
+
+    #[test]
+    fn ranks_whose_ports_would_overlap_are_wrong() {
+        let annotated = |annotations: Value| read(&json!({"metadata": {"annotations": annotations}}), &rules(), &[]);
+        let (expected, _) = read(&json!({}), &rules(), &[]);
+        let (endpoints, wrong) = annotated(json!({"warmroute.io/ranks": "2"}));
+        assert_eq!(endpoints, expected);
+        assert!(wrong.len() == 1 && wrong[0].key == "warmroute.io/replay-port", "{wrong:?}");
+        let (_, wrong) = annotated(json!({"warmroute.io/ranks": "2", "warmroute.io/replay-port": "5559"}));
+        assert_eq!(wrong, []);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use kube::Client;
 use kube::core::WatchEvent;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::request::Request;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::resources::{List, Resource};
 use crate::discovery::pause::pause;
@@ -105,8 +105,8 @@ pub(super) struct Reflector<T> {
 enum State<T> {
     /// Nothing is under way; the next list is due at this time.
     Idle { due: Instant },
-    /// A watch goes on.
-    Watching { events: Events<T>, since: Instant },
+    /// A watch goes on, and was last heard at this time.
+    Watching { events: Events<T>, since: Instant, heard: Instant },
     /// A list was complete; the watch from its version is next.
     Listed { version: String, at: Instant },
 }
@@ -138,9 +138,11 @@ impl<T: Resource> Reflector<T> {
                 let opened = self.source.watch(&version).await;
                 self.opened(opened, since)
             }
-            State::Watching { events, since } => {
+            State::Watching { events, since, heard } => {
                 let since = *since;
-                let event = timeout(SILENCE, events.next()).await;
+                // Not from now on: whoever waits for several watches asks again whenever another one speaks.
+                let event = timeout_at(*heard + SILENCE, events.next()).await;
+                *heard = Instant::now();
                 self.heard(event.map_err(|_| Failure::Silent), since)
             }
         }
@@ -167,7 +169,7 @@ impl<T: Resource> Reflector<T> {
     fn opened(&mut self, opened: Result<Events<T>, Failure>, since: Instant) -> Result<Step, Failure> {
         match opened {
             Ok(events) => {
-                self.state = State::Watching { events, since };
+                self.state = State::Watching { events, since, heard: Instant::now() };
                 Ok(Step::Confirmed)
             }
             Err(failure) => {

@@ -70,7 +70,7 @@ mod tests {
         serde_json::from_value(slice).expect("a slice")
     }
 
-    fn endpoint(ip: &str, uid: &str, conditions: Value) -> Value {
+    fn endpoint(ip: &str, uid: &str, conditions: &Value) -> Value {
         json!({"addresses": [ip], "conditions": conditions, "targetRef": {"kind": "Pod", "name": uid, "uid": uid}})
     }
 
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn an_endpoint_is_known_by_its_pod_and_its_address() {
         let slice =
-            slice("IPv4", &json!([{"port": 8080}]), &json!([endpoint("10.0.0.1", "u", json!({"ready": true}))]));
+            slice("IPv4", &json!([{"port": 8080}]), &json!([endpoint("10.0.0.1", "u", &json!({"ready": true}))]));
         let listed = endpoints([&slice], RULES);
         assert_eq!((listed.len(), &*listed[0].identity), (1, "u@10.0.0.1"));
         assert_eq!(listed[0].address, ([10, 0, 0, 1], 8080).into());
@@ -99,14 +99,14 @@ mod tests {
             // publishNotReadyAddresses says ready of everybody.
             (json!({"ready": true, "terminating": true}), false),
         ] {
-            let slice = slice("IPv4", &Value::Null, &json!([endpoint("10.0.0.1", "u", conditions.clone())]));
+            let slice = slice("IPv4", &Value::Null, &json!([endpoint("10.0.0.1", "u", &conditions)]));
             assert_eq!(endpoints([&slice], RULES).len(), usize::from(is_listed), "{conditions}");
         }
     }
 
     #[test]
     fn the_port_is_the_slices_own_unless_one_is_configured() {
-        let endpoint = json!([endpoint("10.0.0.1", "u", json!({}))]);
+        let endpoint = json!([endpoint("10.0.0.1", "u", &json!({}))]);
         for (ports, expected) in [
             (Value::Null, 8000),
             (json!([]), 8000),
@@ -122,13 +122,13 @@ mod tests {
 
     #[test]
     fn an_endpoint_of_several_slices_is_one() {
-        let v4 = slice("IPv4", &Value::Null, &json!([endpoint("10.0.0.1", "u", json!({}))]));
+        let v4 = slice("IPv4", &Value::Null, &json!([endpoint("10.0.0.1", "u", &json!({}))]));
         let v6 = slice(
             "IPv6",
             &Value::Null,
-            &json!([endpoint("fd00::1", "u", json!({})), endpoint("fd00::2", "v", json!({}))]),
+            &json!([endpoint("fd00::1", "u", &json!({})), endpoint("fd00::2", "v", &json!({}))]),
         );
-        let moved = slice("IPv4", &Value::Null, &json!([endpoint("10.0.0.1", "u", json!({}))]));
+        let moved = slice("IPv4", &Value::Null, &json!([endpoint("10.0.0.1", "u", &json!({}))]));
         for slices in [[v4.clone(), v6.clone(), moved.clone()], [v6, moved, v4]] {
             assert_eq!(addresses(&slices, RULES), ["10.0.0.1:8000", "[fd00::2]:8000"]);
         }
