@@ -43,11 +43,11 @@ With --verify:
   --image IMAGE        run warmroute from this image in a pod of its own; default: the program
                        warmroute (WARMROUTE_BIN) here, through a port-forward
 
-Needs bash 4.4, jq 1.6 and kubectl (KUBECTL), which must be allowed to get and patch the workload; --verify needs GNU
-timeout, and pods and pods/portforward, or with --image to create and delete a pod.
+Needs bash 4.4, jq 1.6 and kubectl (KUBECTL), which must be allowed to get and patch the workload; --dry-run needs
+diff; --verify needs GNU timeout, and pods and pods/portforward, or with --image to create and delete a pod.
 
-Exit codes: 0 done, or nothing to do; 1 kubectl or jq failed; 2 wrong usage; 3 refused, nothing was changed; 4 --verify saw no
-events.
+Exit codes: 0 done, or nothing to do; 1 kubectl, jq or diff failed; 2 wrong usage; 3 refused, nothing was changed;
+4 --verify saw no events.
 TEXT
 }
 
@@ -304,6 +304,9 @@ def version($tag): $tag | capture("^v?(?<major>[0-9]+)[.](?<minor>[0-9]+)") | [.
 def value($flags; $names): [$flags[] | select(.name as $name | any($names[]; . == $name))] | last | .value;
 def has($flags; $name): any($flags[]; .name == $name);
 def is_label: test("^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$");
+# Of a default the annotation may be missing, but not say something else: the router would believe it.
+def annotation($key; $value; $default): .spec.template.metadata.annotations[$key] as $found
+    | [{kind: "annotation", key: $key, after: (if $value == $default and $found != $value then null else $value end)}];
 def quoted: if test("^[A-Za-z0-9_./:=,-]+$") then . else @sh end;
 
 . as $workload
@@ -313,7 +316,9 @@ def quoted: if test("^[A-Za-z0-9_./:=,-]+$") then . else @sh end;
 | ([range($words | length) | select(($words[.] | basename) == "vllm" and $words[. + 1] == "serve")] | first) as $serve
 | ([range($words | length) | select($words[.] == "-m" and ($words[. + 1] // "" | test("^vllm[.]entrypoints[.]")))] | first) as $api
 | (($c.command == null) and $spot.kind == "list") as $is_entrypoint
-| (if $serve != null then $words[$serve + 2] elif $is_entrypoint then $words[0] else null end) as $positional
+| (if $serve != null then $words[$serve + 2]
+   elif $is_entrypoint then (if $words[0] == "serve" then $words[1] else $words[0] end)
+   else null end) as $positional
 | (value($flags; ["--served-model-name"]) // value($flags; ["--model"])
     // ($positional | if . == null or startswith("-") then null else . end)) as $served
 | ($old_labels[$name_label] // (if $model != "" then $model else $served end)) as $name
@@ -337,9 +342,9 @@ def quoted: if test("^[A-Za-z0-9_./:=,-]+$") then . else @sh end;
     [{kind: "label", key: $name_label, after: $name}, {kind: "label", key: $events_label, after: "true"}] end
     + (if $port != "8000" and $old_labels[$port_label] == null
        then [{kind: "annotation", key: "warmroute.io/port", after: $port}] else [] end)
-    + (if $events_port != "5557" then [{kind: "annotation", key: "warmroute.io/events-port", after: $events_port}] else [] end)
-    + (if $replay_port != "5558" then [{kind: "annotation", key: "warmroute.io/replay-port", after: $replay_port}] else [] end)
-    + (if $ranks != "1" then [{kind: "annotation", key: "warmroute.io/ranks", after: $ranks}] else [] end)
+    + annotation("warmroute.io/events-port"; $events_port; "5557")
+    + annotation("warmroute.io/replay-port"; $replay_port; "5558")
+    + annotation("warmroute.io/ranks"; $ranks; "1")
     | map(. as $change | {kind, key, before: ($workload | read($change)), after}) | map(select(.before != .after))) as $marks
 | {
     refusals: [
@@ -411,8 +416,7 @@ make_patch() {
 send_patch() {
     local patch=$1 said
     if $is_dry; then
-        diff --unified --label "$resource" --label "$resource, changed" <(kube get "$resource" --output yaml | without_counters) \
-            <(kube patch "$resource" --type strategic --patch "$patch" --dry-run=server --output yaml | without_counters) || true
+        show_patch "$patch"
         return
     fi
     if said=$(kube patch "$resource" --type strategic --patch "$patch" 2>&1); then
@@ -423,6 +427,18 @@ send_patch() {
     else
         die $EXIT_KUBECTL "$said"
     fi
+}
+
+# Prints what the patch would change, as the API server has it. What is not written cannot overwrite what others have
+# changed meanwhile, so the resource version is left out.
+show_patch() {
+    local patch before after
+    patch=$(jq -c 'del(.metadata.resourceVersion)' <<<"$1") || die $EXIT_KUBECTL "the patch of $resource is not JSON"
+    before=$(kube get "$resource" --output yaml | without_counters) || die $EXIT_KUBECTL "$resource cannot be read"
+    after=$(kube patch "$resource" --type strategic --patch "$patch" --dry-run=server --output yaml | without_counters) ||
+        die $EXIT_KUBECTL "the API server does not take the patch of $resource"
+    diff --unified --label "$resource" --label "$resource, changed" <(say "$before") <(say "$after") || (($? == 1)) ||
+        die $EXIT_KUBECTL "diff failed"
 }
 
 # Without the numbers that the API server counts up with every write.
@@ -568,7 +584,9 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
     die $EXIT_USAGE "bash is $BASH_VERSION, expected 4.4 or newer"
 fi
 read_options "$@"
-for program in jq "${KUBECTL:-kubectl}"; do
+programs=(jq "${KUBECTL:-kubectl}")
+if $is_dry; then programs+=(diff); fi
+for program in "${programs[@]}"; do
     command -v "$program" >/dev/null || die $EXIT_USAGE "$program is not installed"
 done
 case $action in

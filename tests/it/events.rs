@@ -317,6 +317,23 @@ fn removed_endpoint_is_not_credited_and_stop_is_quick() {
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
+/// Pods come and go faster than a connection stands.
+#[test]
+fn sources_that_leave_while_they_connect_hold_up_nobody() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    publisher.publish(stored_prompt(0, 3));
+    let router = Router::following(&publisher, usual());
+    for id in 100..300 {
+        let passing = Source { endpoint: EndpointId(id), ..source(&publisher, Some(publisher.replay.clone())) };
+        router.plane.add(passing);
+        std::thread::sleep(Duration::from_micros(fastrand::u64(..40_000)));
+        router.plane.remove(EndpointId(id));
+    }
+    router.plane.remove(ENDPOINT);
+    router.plane.add(source(&publisher, Some(publisher.replay.clone())));
+    router.wait_for("the prompt", |router| router.plain(&prompt(0, 3)) == 3);
+}
+
 /// What a recorded engine said of its own cache is what we say of it before each request.
 #[test]
 fn recorded_engines_reuse_what_they_are_credited_with() {

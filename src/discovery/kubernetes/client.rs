@@ -44,9 +44,13 @@ pub async fn infer_client() -> Result<Client, ClientError> {
 ///
 /// # Errors
 /// [`ClientError`] when its credentials cannot be used.
-pub fn client(config: Config) -> Result<Client, ClientError> {
+pub fn client(mut config: Config) -> Result<Client, ClientError> {
     if config.proxy_url.is_some() {
         return Err(ClientError::Proxy);
+    }
+    if config.cluster_url.scheme_str() == Some("http") {
+        // Or the system's certificates would be looked for, which an image may not have.
+        config.root_cert.get_or_insert_default();
     }
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);

@@ -274,6 +274,8 @@ impl<T: Resource> Source<T> {
 fn failure<T: Resource>(what: &'static str, error: kube::Error) -> Failure {
     match error {
         kube::Error::Api(status) if status.code == 410 => Failure::Expired,
+        // Any mapping can be read as a status.
+        kube::Error::Api(status) if status.code == 0 => Failure::Unreadable("neither an event nor a status".to_owned()),
         kube::Error::Api(status) => {
             Failure::Refused { code: status.code, reason: status.reason.clone(), what, kind: T::PLURAL }
         }

@@ -86,6 +86,12 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    fn drop(&mut self) {
+        end_monitoring(&self.subscriber);
+    }
+}
+
 /// One replay request and its replies. A new request takes a new socket, so that replies to the former cannot mix in.
 pub(super) struct Replay {
     dealer: zmq::Socket,
@@ -126,21 +132,35 @@ pub(super) fn subscriber(
     endpoint: &str,
     begin: zmq::SocketEvent,
 ) -> Result<(zmq::Socket, zmq::Socket), zmq::Error> {
-    /// Monitors need names that are unique within the process's contexts.
-    static N_MONITORS: AtomicU64 = AtomicU64::new(0);
     let subscriber = socket(context, zmq::SUB, endpoint)?;
     subscriber.set_rcvhwm(LIVE_QUEUE)?;
     subscriber.set_heartbeat_ivl(HEARTBEAT_INTERVAL_MS)?;
     subscriber.set_heartbeat_timeout(HEARTBEAT_TIMEOUT_MS)?;
     subscriber.set_tcp_keepalive(1)?;
     subscriber.set_subscribe(b"")?;
-    let name = format!("inproc://kv-events-{}", N_MONITORS.fetch_add(1, Ordering::Relaxed));
+    let name = monitor_name();
     let ends = ENDS.into_iter().fold(0, |events, event| events | event as i32);
     subscriber.monitor(&name, begin as i32 | ends)?;
     let monitor = context.socket(zmq::PAIR)?;
     monitor.set_linger(0)?;
     monitor.connect(&name)?;
     Ok((subscriber, monitor))
+}
+
+/// Has a subscriber tell nothing any more, before it and its monitor are closed.
+///
+/// libzmq's own thread writes the events, and waits for ever when the monitor has been closed and there is one more to
+/// write, such as the end of an attempt to connect: then no source of the context hears anything any more. There is no
+/// call of the `zmq` crate that ends a monitor, but another one takes its place, and that one is told nothing.
+pub(super) fn end_monitoring(subscriber: &zmq::Socket) {
+    // It fails only when the context has ended, and the thread with it.
+    let _ = subscriber.monitor(&monitor_name(), 0);
+}
+
+/// Monitors need names that are unique within the process's contexts.
+fn monitor_name() -> String {
+    static N_MONITORS: AtomicU64 = AtomicU64::new(0);
+    format!("inproc://kv-events-{}", N_MONITORS.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The next thing that a monitor tells: event and value, as in libzmq, zmq_socket_monitor(3).

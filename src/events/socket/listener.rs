@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
 
-use super::link::{Message, monitored, receive, subscriber};
+use super::link::{Message, end_monitoring, monitored, receive, subscriber};
 
 /// See the module.
 pub(super) struct Listener {
@@ -45,6 +45,12 @@ pub(super) enum LostPeer {
 /// side.
 pub(super) fn is_bound(endpoint: &str) -> bool {
     endpoint.starts_with("tcp://*:")
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        end_monitoring(&self.subscriber);
+    }
 }
 
 impl Listener {

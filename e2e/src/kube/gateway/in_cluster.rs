@@ -114,7 +114,7 @@ impl InCluster {
     async fn start_envoy(&self, cluster: &Cluster, name: &str, deployment: &Value) -> Result<GatewayEnvoy> {
         let [certs, sds] = ["envoy-certs", "sds"].map(|name| self.dir.join(name));
         let here = |text: &str| {
-            let text = text.replace("address: envoy-gateway\n", "address: 127.0.0.1\n");
+            let text = text.replace("envoy-gateway.envoy-gateway-system.svc.cluster.local.", "127.0.0.1");
             let text = text.replace("/certs/", &format!("{}/", certs.display()));
             text.replace("/sds/", &format!("{}/", sds.display())).replace("$(ENVOY_POD_NAME)", "envoy-pod")
         };

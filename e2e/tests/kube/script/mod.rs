@@ -159,6 +159,14 @@ fn cases() -> Vec<Case> {
             annotations: json!(null),
         },
         Case {
+            name: "subcommand",
+            kind: "Deployment",
+            container: json!({"args": ["serve", "m", "--max-model-len", "4096"]}),
+            options: &[],
+            expected: json!([null, ["serve", "m", "--max-model-len", "4096", "--kv-events-config", CONFIG]]),
+            annotations: json!(null),
+        },
+        Case {
             name: "command-alone",
             kind: "StatefulSet",
             container: json!({
@@ -249,6 +257,35 @@ async fn events_are_switched_on_once_and_off_without_a_trace() {
         assert!(again.code == 0 && again.stdout.contains("nothing to roll back"), "{name}: {}", again.stdout);
         assert_eq!(bench.get(&path).await, rolled_back, "{name}");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs the Kubernetes tools: cargo e2e tools"]
+async fn annotations_of_other_ports_and_ranks_are_taken_off_until_the_rollback() {
+    let bench = Bench::start().await;
+    let path = path("deployment", "stale");
+    let mut stale = workload("Deployment", "stale", &json!({"args": ["m"]}));
+    stale["spec"]["template"]["metadata"]["annotations"] = json!({
+        "by": "others",
+        "warmroute.io/events-port": "6000",
+        "warmroute.io/replay-port": "5558",
+        "warmroute.io/ranks": "4",
+    });
+    bench.cluster.apply(&stale.to_string()).await.unwrap();
+    let original = bench.get(&path).await;
+
+    let ran = bench.run(&[], "stale").await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let enabled = bench.get(&path).await;
+    // What says the right thing stays.
+    let expected = json!({"by": "others", "warmroute.io/replay-port": "5558"});
+    assert_eq!(enabled["spec"]["template"]["metadata"]["annotations"], expected);
+    let again = bench.run(&[], "stale").await;
+    assert!(again.code == 0 && again.stdout.contains("nothing to do"), "{}{}", again.stdout, again.stderr);
+
+    let back = bench.run(&["--rollback"], "stale").await;
+    assert_eq!(back.code, 0, "{}", back.stderr);
+    assert_eq!(decided(&bench.get(&path).await), decided(&original));
 }
 
 #[tokio::test]

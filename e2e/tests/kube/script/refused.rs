@@ -147,3 +147,19 @@ async fn wrong_usage_and_failures_have_codes_of_their_own() {
     let ran = bench.run_with(&kubectl, &[], "any").await;
     assert_eq!((ran.code, ran.stderr.as_str()), (1, "no server\n"));
 }
+
+#[tokio::test]
+#[ignore = "needs the Kubernetes tools: cargo e2e tools"]
+async fn a_dry_run_fails_where_the_api_server_refuses() {
+    let bench = Bench::start().await;
+    bench.cluster.apply(&workload("Deployment", "dry", &json!({"args": ["m"]})).to_string()).await.unwrap();
+    for (step, expected) in [
+        ("patch", "refused by policy\nenable-kv-events: the API server does not take the patch of deployment/dry\n"),
+        ("yaml", "refused by policy\nenable-kv-events: deployment/dry cannot be read\n"),
+    ] {
+        let refusal = format!("if [[ \" $* \" == *' {step} '* ]]; then echo 'refused by policy' >&2; exit 7; fi");
+        let kubectl = bench.wrapped_kubectl(&format!("refusing-{step}"), &refusal);
+        let ran = bench.run_with(&kubectl, &["--dry-run"], "dry").await;
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (1, "", expected), "{step}");
+    }
+}
