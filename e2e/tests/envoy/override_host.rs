@@ -1,7 +1,6 @@
 //! Bodies are buffered, and Envoy's `override_host` policy dials what it is told.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use e2e::http::client;
 use futures_util::StreamExt;
