@@ -47,9 +47,13 @@ install_engines() {
     kube apply --namespace "$NAMESPACE" --kustomize envoy/kind/vllm
 }
 
+# The image's id is in the pods' annotations: its tag is the same whatever was built, and would not replace them.
 install_warmroute() {
+    local id
+    id=$(docker image inspect --format '{{.Id}}' "$IMAGE:$TAG")
     helm upgrade --install warmroute charts/warmroute --kube-context "kind-$CLUSTER" --namespace "$NAMESPACE" \
-        --values envoy/vllm/values.yaml --set image.repository="$IMAGE" --set image.tag="$TAG" --wait
+        --values envoy/vllm/values.yaml --set image.repository="$IMAGE" --set image.tag="$TAG" \
+        --set-string podAnnotations.image-id="$id" --wait
 }
 
 # Asks the same long question twice; the second answer says how much of it was cached.

@@ -20,6 +20,17 @@
 {{- list "x-gateway-destination-endpoint" "target-pod" (include "warmroute.selectionHeader" .) | uniq | toJson -}}
 {{- end -}}
 
+{{/* Window of an HTTP/2 stream in bytes, which is Envoy's buffer limit for the stream's body; no window is smaller than 64 KiB. */}}
+{{- define "warmroute.streamWindow" -}}
+{{- max 65536 (int64 .Values.config.limits.body_bytes) -}}
+{{- end -}}
+
+{{/* Window of an HTTP/2 connection in bytes: twice a stream's, so that one stream that is not read does not stop the others; HTTP/2 allows
+2^31-1, and Envoy Gateway's own default is 1 MiB. */}}
+{{- define "warmroute.connectionWindow" -}}
+{{- min 2147483647 (max 1048576 (mul 2 (include "warmroute.streamWindow" . | int64))) -}}
+{{- end -}}
+
 {{/* What is watched, as JSON: namespace → list of API groups with their resources. */}}
 {{- define "warmroute.watches" -}}
 {{- $watches := dict -}}

@@ -22,7 +22,11 @@ static_resources:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: http
           codec_type: AUTO
-          stream_idle_timeout: {{ .Values.envoyGateway.clientTrafficPolicy.streamIdleTimeout }}
+          # Of HTTP/2 a stream's window is its buffer limit.
+          http2_protocol_options:
+            initial_stream_window_size: {{ include "warmroute.streamWindow" . }}
+            initial_connection_window_size: {{ include "warmroute.connectionWindow" . }}
+          stream_idle_timeout: {{ include "warmroute.envoyDuration" .Values.envoyGateway.clientTrafficPolicy.streamIdleTimeout }}
           request_headers_timeout: 10s
           use_remote_address: true
           early_header_mutation_extensions:
@@ -41,7 +45,7 @@ static_resources:
               grpc_service:
                 envoy_grpc: { cluster_name: ext_proc }
               failure_mode_allow: {{ .Values.envoyGateway.failOpen }}
-              message_timeout: {{ divf (include "warmroute.milliseconds" .Values.config.envoy.message_timeout | float64) 1000 }}s
+              message_timeout: {{ include "warmroute.envoyDuration" .Values.config.envoy.message_timeout }}
               processing_mode:
                 request_header_mode: SEND
                 request_body_mode: {{ ternary "FULL_DUPLEX_STREAMED" "BUFFERED" $isFullDuplex }}
@@ -92,7 +96,7 @@ static_resources:
 
   clusters:
   - name: engines
-    connect_timeout: {{ .Values.envoyGateway.connectTimeout }}
+    connect_timeout: {{ include "warmroute.envoyDuration" .Values.envoyGateway.connectTimeout }}
     circuit_breakers: &circuit_breakers
       thresholds:
       - max_connections: {{ .Values.envoyGateway.circuitBreaker.maxRequests }}
@@ -105,8 +109,9 @@ static_resources:
     original_dst_lb_config:
       metadata_key: { key: envoy.lb, path: [ { key: {{ $header }} } ] }
     {{- else }}
-    # Every address of the headless Service is an endpoint.
+    # Every address of the headless Service is an endpoint, of both families: whichever of them discovery lists has to be one.
     type: STRICT_DNS
+    dns_lookup_family: ALL
     dns_refresh_rate: 2s
     load_balancing_policy:
       policies:

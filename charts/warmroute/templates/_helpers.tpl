@@ -89,12 +89,20 @@ annotations:
 {{- div (add (include "warmroute.milliseconds" . | int64) 999) 1000 -}}
 {{- end -}}
 
-{{/* A Kubernetes quantity such as 4Gi in bytes. */}}
+{{/* A duration as Envoy reads it: in seconds alone. */}}
+{{- define "warmroute.envoyDuration" -}}
+{{- divf (include "warmroute.milliseconds" . | float64) 1000 -}}s
+{{- end -}}
+
+{{/* A Kubernetes quantity such as 4Gi, or a number, in bytes. */}}
 {{- define "warmroute.bytes" -}}
 {{- $factors := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- $text := toString . -}}
-{{- $factor := get $factors (regexFind "[A-Za-z]*$" $text) -}}
-{{- mulf (regexFind "^[0-9.]+" $text | float64) (float64 $factor) | int64 -}}
+{{- if kindIs "string" . -}}
+{{- $factor := get $factors (regexFind "[A-Za-z]*$" .) -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (float64 $factor) | int64 -}}
+{{- else -}}
+{{- int64 . -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The port of a URL or ZMQ endpoint; 443 or 80 where a URL names none. */}}

@@ -8,7 +8,8 @@
 {{- if $limit -}}
 {{- $needed := add (int64 .Values.config.limits.index_bytes) 536870912 -}}
 {{- if lt (include "warmroute.bytes" $limit | int64) $needed -}}
-{{- fail (printf "resources.limits.memory: found %v, expected at least %d bytes, 512 MiB more than config.limits.index_bytes" $limit $needed) -}}
+{{- $found := ternary $limit (int64 $limit) (kindIs "string" $limit) -}}
+{{- fail (printf "resources.limits.memory: found %v, expected at least %d bytes, 512 MiB more than config.limits.index_bytes" $found $needed) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.autoscaling -}}
@@ -46,6 +47,20 @@
 {{- fail (printf "config.models[%d].name: found %s, which no label can be, expected a selector, a service or an inference_pool in discovery.kubernetes" $i $model.name) -}}
 {{- end -}}
 {{- end -}}
+{{- range $kind := list "kubernetes" "dns" -}}
+{{- with get $model.discovery $kind -}}
+{{- $place := printf "config.models[%d].discovery.%s" $i $kind -}}
+{{- include "warmroute.validatePorts" (list $place "events_port" (default 5557 .events_port) "replay_port" (default 5558 .replay_port) .ranks) -}}
+{{- end -}}
+{{- end -}}
+{{- range $j, $endpoint := $model.discovery.static -}}
+{{- $events := default "" .events -}}
+{{- $replay := default "" .replay -}}
+{{- if and (hasPrefix "tcp://" $events) (hasPrefix "tcp://" $replay) (eq (include "warmroute.hostOf" $events) (include "warmroute.hostOf" $replay)) -}}
+{{- $place := printf "config.models[%d].discovery.static[%d]" $i $j -}}
+{{- include "warmroute.validatePorts" (list $place "events" (regexFind "[0-9]+$" $events) "replay" (regexFind "[0-9]+$" $replay) .ranks) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name := list "budget" "budget_max" -}}
 {{- $budget := get ($model.tokenizer | default dict) $name -}}
 {{- if $budget -}}
@@ -54,6 +69,18 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* That no rank's events are on the port of another's replay: it takes the place, name and first port of each, and the ranks. */}}
+{{- define "warmroute.validatePorts" -}}
+{{- $place := index . 0 -}}
+{{- $events := index . 2 | int -}}
+{{- $replay := index . 4 | int -}}
+{{- $ranks := index . 5 | default 1 | int -}}
+{{- if and (lt $replay (add $events $ranks | int)) (lt $events (add $replay $ranks | int)) -}}
+{{- $text := "%s.%s: found port %d, expected one at least %d away from that of %s, %d, since rank r is r further with each" -}}
+{{- fail (printf $text $place (index . 3) $replay $ranks (index . 1) $events) -}}
 {{- end -}}
 {{- end -}}
 
@@ -94,6 +121,16 @@
 {{- if not .Values.inferencePool.matchLabels -}}
 {{- fail "inferencePool.matchLabels: found nothing, expected the labels of the engines' pods" -}}
 {{- end -}}
+{{- $pool := default (include "warmroute.fullname" .) .Values.inferencePool.name -}}
+{{- $pools := list -}}
+{{- range .Values.config.models -}}
+{{- with .discovery.kubernetes -}}
+{{- if eq (default $.Release.Namespace .namespace) $.Release.Namespace -}}{{- $pools = append $pools (default "" .inference_pool) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (has $pool $pools) -}}
+{{- fail (printf "inferencePool.name: found %s, expected the discovery.kubernetes.inference_pool of one of config.models in namespace %s" $pool .Release.Namespace) -}}
+{{- end -}}
 {{- if ne $header "x-gateway-destination-endpoint" -}}
 {{- fail (printf "config.selection: found the header %s, expected x-gateway-destination-endpoint, which the gateways of an InferencePool read" $header) -}}
 {{- end -}}
@@ -102,6 +139,9 @@
 
 {{- define "warmroute.validateNetworkPolicy" -}}
 {{- with .Values.networkPolicy -}}
+{{- if and .engines.enabled (eq (include "warmroute.watches" $) "{}") -}}
+{{- fail "networkPolicy.engines.enabled: found true, expected a model with discovery.kubernetes, since only pods can be closed" -}}
+{{- end -}}
 {{- if and .engines.enabled (not .enginePodLabels) -}}
 {{- fail "networkPolicy.enginePodLabels: found nothing, expected the labels of the engines' pods, since networkPolicy.engines.enabled would else close ports of every pod" -}}
 {{- end -}}

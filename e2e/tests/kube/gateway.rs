@@ -158,6 +158,7 @@ fn assert_guarded(config: &Value) {
     let removed = json!([{"remove": "x-gateway-destination-endpoint"}, {"remove": "target-pod"}]);
     assert!(mutations.iter().any(|mutation| mutation["mutations"] == removed), "{mutations:?}");
     assert!(config.to_string().contains(r#""per_connection_buffer_limit_bytes":33554432"#), "the limit of bodies");
+    assert!(config.to_string().contains(r#""initial_stream_window_size":33554432"#), "the limit of HTTP/2 bodies");
 }
 
 #[tokio::test]

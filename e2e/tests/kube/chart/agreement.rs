@@ -135,6 +135,7 @@ fn numbers_of_the_configuration_are_those_of_envoy_gateway() {
     let client = object(&objects, "ClientTrafficPolicy", FULLNAME);
     assert_eq!(client["metadata"]["namespace"], "gateways", "a policy and its Gateway are in one namespace");
     assert_eq!(client["spec"]["connection"]["bufferLimit"], "16777216");
+    assert_eq!(client["spec"]["http2"]["initialStreamWindowSize"], "16777216", "the buffer limit of HTTP/2");
     let removed = json!(["x-gateway-destination-endpoint", "target-pod"]);
     assert_eq!(client["spec"]["headers"]["earlyRequestHeaders"]["remove"], removed);
     let grant = object(&objects, "ReferenceGrant", "r-warmroute.llm");
@@ -206,6 +207,7 @@ fn envoy_takes_the_configuration_of_the_sidecar() {
         &["config.selection.mode=original_dst"],
         &["config.selection.body_mode=full_duplex_streamed", "config.limits.body_bytes=1048576"],
         &["config.listen.extproc=[::]:9002", "config.envoy.message_timeout=1m500ms"],
+        &["envoyGateway.connectTimeout=500ms", "envoyGateway.clientTrafficPolicy.streamIdleTimeout=10m"],
     ] {
         let objects = helm.template(&set("sidecar"), settings).unwrap();
         let text = object(&objects, "ConfigMap", &format!("{FULLNAME}-envoy"))["data"]["envoy.yaml"].as_str().unwrap();
@@ -216,7 +218,14 @@ fn envoy_takes_the_configuration_of_the_sidecar() {
         let listener = &config["static_resources"]["listeners"][0];
         let is_small = settings.contains(&"config.limits.body_bytes=1048576");
         assert_eq!(listener["per_connection_buffer_limit_bytes"], if is_small { 1 << 20 } else { 32 << 20 });
-        let filter = &listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"][0]["typed_config"];
+        let manager = &listener["filter_chains"][0]["filters"][0]["typed_config"];
+        let window = &manager["http2_protocol_options"]["initial_stream_window_size"];
+        assert_eq!(window, &listener["per_connection_buffer_limit_bytes"], "the buffer limit of HTTP/2");
+        assert_eq!(manager["stream_idle_timeout"], "600s");
+        let is_quick = settings.contains(&"envoyGateway.connectTimeout=500ms");
+        let cluster = &config["static_resources"]["clusters"][0];
+        assert_eq!(cluster["connect_timeout"], if is_quick { "0.5s" } else { "2s" });
+        let filter = &manager["http_filters"][0]["typed_config"];
         let is_long = settings.contains(&"config.envoy.message_timeout=1m500ms");
         assert_eq!(filter["message_timeout"], if is_long { "60.5s" } else { "1s" });
     }

@@ -3,7 +3,7 @@
 use super::helm::{Helm, set};
 
 /// What the schema refuses: settings, and what the message has.
-const BY_SCHEMA: [(&[&str], &[&str]); 18] = [
+const BY_SCHEMA: [(&[&str], &[&str]); 19] = [
     (&["replica=3"], &["additional properties 'replica' not allowed"]),
     (&["config.limit.x=1"], &["/config", "additional properties 'limit' not allowed"]),
     (&["config.selection.body_mode=streamed"], &["/config/selection/body_mode", "'buffered', 'full_duplex_streamed'"]),
@@ -23,12 +23,13 @@ const BY_SCHEMA: [(&[&str], &[&str]); 18] = [
         &["/envoySidecar/service/type", "'ClusterIP', 'NodePort', 'LoadBalancer'"],
     ),
     (&["resources.limits.memory=lots"], &["/resources/limits/memory", "does not match pattern"]),
+    (&["resources.limits.memory=4294967296000m"], &["/resources/limits/memory", "does not match pattern"]),
     (&["snapshots.volume.hostPath.path=/"], &["/snapshots/volume", "'hostPath' not allowed"]),
     (&["envoyGateway.routes[0].backends[0].name=vllm"], &["/envoyGateway/routes/0", "missing property 'name'"]),
 ];
 
 /// What the templates refuse, since it is wrong only together.
-const BY_TEMPLATES: [(&str, &[&str], &str); 21] = [
+const BY_TEMPLATES: [(&str, &[&str], &str); 28] = [
     ("static", &["json:config.models=[]"], "config.models: found nothing, expected at least one model"),
     (
         "static",
@@ -69,6 +70,37 @@ const BY_TEMPLATES: [(&str, &[&str], &str); 21] = [
     ("static", &["resources.limits.memory=2Gi"], "resources.limits.memory: found 2Gi, expected at least 2684354560"),
     (
         "static",
+        &["json:resources.limits.memory=2147483648"],
+        "resources.limits.memory: found 2147483648, expected at least 2684354560",
+    ),
+    (
+        "kubernetes",
+        &["config.models[0].discovery.kubernetes.replay_port=5558"],
+        "config.models[0].discovery.kubernetes.replay_port: found port 5558, expected one at least 2 away from that of \
+         events_port, 5557",
+    ),
+    (
+        "kubernetes",
+        &["config.models[0].discovery.kubernetes.replay_port=5556"],
+        "config.models[0].discovery.kubernetes.replay_port: found port 5556, expected one at least 2 away",
+    ),
+    (
+        "sidecar",
+        &[
+            "config.models[0].name=qwen",
+            "config.models[0].discovery.dns.name=x",
+            "config.models[0].discovery.dns.ranks=2",
+        ],
+        "config.models[0].discovery.dns.replay_port: found port 5558, expected one at least 2 away",
+    ),
+    (
+        "static",
+        &["json:config.models[0].discovery.static=[{\"address\": \"10.0.0.11:8000\", \"ranks\": 2, \
+            \"events\": \"tcp://10.0.0.11:5557\", \"replay\": \"tcp://10.0.0.11:5558\"}]"],
+        "config.models[0].discovery.static[0].replay: found port 5558, expected one at least 2 away from that of events",
+    ),
+    (
+        "static",
         &["autoscaling.enabled=true", "autoscaling.minReplicas=7"],
         "autoscaling.minReplicas: found 7, expected",
     ),
@@ -107,6 +139,16 @@ const BY_TEMPLATES: [(&str, &[&str], &str); 21] = [
         "inferencepool",
         &["config.selection.mode=original_dst"],
         "config.selection: found the header target-pod, expected x-gateway-destination-endpoint",
+    ),
+    (
+        "inferencepool",
+        &["inferencePool.name=other"],
+        "inferencePool.name: found other, expected the discovery.kubernetes.inference_pool of one of config.models",
+    ),
+    (
+        "static",
+        &["networkPolicy.engines.enabled=true", "networkPolicy.enginePodLabels.role=engine"],
+        "networkPolicy.engines.enabled: found true, expected a model with discovery.kubernetes",
     ),
     (
         "gateway",

@@ -59,18 +59,21 @@ fn rights_are_what_the_discovery_reads_where_it_reads_it() {
             &[
                 "config.models[0].discovery.kubernetes.service=qwen",
                 "config.models[0].discovery.kubernetes.inference_pool=null",
+                "inferencePool.create=false",
             ],
         )
         .unwrap();
     assert_eq!(rules(&slices).len(), 1, "EndpointSlices alone: {:?}", rules(&slices));
 }
 
-/// Ports of the rules of a policy's `direction` whose `side` fits, as `5557` or `5557-5558`.
+/// Ports of the rules of a policy's `direction` that `fits` takes, as `5557` or `5557-5558`, or `all` of a rule that names none.
 fn ports(policy: &Value, direction: &str, fits: impl Fn(&Value) -> bool) -> BTreeSet<String> {
     let rules = policy["spec"][direction].as_array().unwrap().iter().filter(|rule| fits(rule));
-    let ports = rules.flat_map(|rule| rule["ports"].as_array().cloned().unwrap_or_default());
+    let ports =
+        rules.flat_map(|rule| rule["ports"].as_array().cloned().unwrap_or_else(|| vec![json!({"port": "all"})]));
     let shown = |port: Value| match (&port["port"], &port["endPort"]) {
         (Value::Null, _) => port["protocol"].as_str().unwrap().to_owned(),
+        (Value::String(port), _) => port.clone(),
         (port, Value::Null) => port.to_string(),
         (port, end) => format!("{port}-{end}"),
     };
@@ -102,16 +105,41 @@ fn routers_reach_what_the_configuration_names() {
         let objects = helm.template(&set(name), &[]).unwrap();
         ports(object(&objects, "NetworkPolicy", fullname), "egress", |rule| rule["to"].to_string().contains(part))
     };
-    assert_eq!(egress("static", FULLNAME, "10.0.0.11/32"), strings(["8000", "5557-5558", "5567-5568"]));
-    assert_eq!(egress("static", FULLNAME, "fd00::12/128"), strings(["8000"]));
-    assert_eq!(egress("static", FULLNAME, "null"), strings(["53"]), "nowhere else but to name servers");
-    assert_eq!(egress("gateway", FULLNAME, "model.aibrix.ai/name\":\"qwen"), strings(["8000", "5557", "5558"]));
-    assert_eq!(egress("gateway", FULLNAME, "\"engines\""), strings(["8000", "5557", "5558"]));
-    assert_eq!(egress("gateway", FULLNAME, "null"), strings(["53", "443", "6443"]), "the API server too");
+    // An engine says itself on which ports it publishes, and a pod's label or annotation where it is asked.
+    assert_eq!(egress("static", FULLNAME, "10.0.0.11/32"), strings(["all"]));
+    assert_eq!(egress("static", FULLNAME, "fd00::12/128"), strings(["all"]));
+    assert_eq!(egress("static", FULLNAME, "null"), strings(["53", "5353"]), "nowhere else but to name servers");
+    assert_eq!(egress("gateway", FULLNAME, "model.aibrix.ai/name\":\"qwen"), strings(["all"]));
+    assert_eq!(egress("gateway", FULLNAME, "\"engines\""), strings(["all"]));
+    assert_eq!(
+        egress("gateway", FULLNAME, "\"app\":\"llama\""),
+        strings(["all"]),
+        "a selector of equalities is the pods'"
+    );
+    assert_eq!(egress("gateway", FULLNAME, "null"), strings(["53", "5353", "443", "6443"]), "the API server too");
+    assert_eq!(egress("kubernetes", FULLNAME, "\"role\":\"engine\""), strings(["all"]));
     assert_eq!(egress("kubernetes", FULLNAME, "10.96.0.1/32"), strings(["443", "6443"]));
-    // The trace collector, the tokenizer, and engines whose addresses a name server tells.
-    assert_eq!(egress("everything", "warm", "null"), strings(["53", "4317", "5557", "5558", "8000", "8001"]));
-    assert_eq!(egress("sidecar", FULLNAME, "null"), strings(["53", "5557", "5558", "8000"]));
+    // The trace collector, the tokenizer, siblings, and engines whose addresses a name server tells.
+    let named = strings(["53", "5353", "4317", "5557", "5558", "8000", "9090"]);
+    assert_eq!(egress("everything", "warm", "null"), named);
+    assert_eq!(egress("sidecar", FULLNAME, "null"), strings(["53", "5353", "5557", "5558", "8000"]));
+}
+
+#[test]
+#[ignore = "needs the Kubernetes tools: cargo e2e tools"]
+fn publishers_elsewhere_are_reached_and_those_that_dial_are_let_in() {
+    let endpoints = json!([
+        {"address": "10.0.0.11:8000", "events": "tcp://10.0.0.99:5557", "replay": "tcp://replay.llm.svc:5567", "ranks": 2},
+        {"address": "[fd00::12]:8000", "events": "tcp://*:6557", "ranks": 3},
+    ]);
+    let setting = format!("json:config.models[0].discovery.static={endpoints}");
+    let objects = Helm::get().template(&set("static"), &[&setting]).unwrap();
+    let policy = object(&objects, "NetworkPolicy", FULLNAME);
+    let to = |part: &'static str| move |rule: &Value| rule["to"].to_string().contains(part);
+    assert_eq!(ports(policy, "egress", to("10.0.0.99/32")), strings(["5557-5558"]));
+    assert_eq!(ports(policy, "egress", to("null")), strings(["53", "5353", "5567-5568"]), "a name is no address");
+    let from = |rule: &Value| rule["from"].to_string().contains("fd00::12/128");
+    assert_eq!(ports(policy, "ingress", from), strings(["6557-6559"]));
 }
 
 #[test]
