@@ -19,7 +19,7 @@ pub mod exposition;
 pub mod file;
 pub mod kubernetes;
 pub mod listed;
-mod outage;
+pub(crate) mod outage;
 mod pause;
 pub mod registry;
 mod rounds;

@@ -21,7 +21,7 @@ impl Outage {
 
     /// The source has not answered, or not with anything that can be used.
     pub(super) fn failed(&mut self, error: &(dyn Error + 'static)) {
-        let (model, error) = (&self.model, chain(error));
+        let (model, error) = (&self.model, error_chain(error));
         if self.since.is_some() {
             debug!(%model, error, "discovery still fails");
         } else {
@@ -40,7 +40,7 @@ impl Outage {
 }
 
 /// The error and its causes in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

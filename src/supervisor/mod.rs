@@ -25,6 +25,7 @@ use crate::admin::AdminState;
 use crate::admin::health::{Condition, Readiness};
 use crate::admin::sources::{self, ReadSources, SourceDigest};
 use crate::config::{self, Alias, Config};
+use crate::discovery::outage::error_chain;
 use crate::events::socket::{EventPlane, LagObserver};
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::Router;
@@ -377,7 +378,7 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let handle = self.set.spawn(async move { task.await.map_err(|error| describe(&error)) });
+        let handle = self.set.spawn(async move { task.await.map_err(|error| error_chain(&error)) });
         self.names.insert(handle.id(), name);
     }
 
@@ -402,14 +403,4 @@ impl Tasks {
     fn abort_all(&mut self) {
         self.set.abort_all();
     }
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
