@@ -6,7 +6,7 @@
 //!
 //! "No such name" and "no records" are what a headless Service without ready pods looks like, and what a DNS server says
 //! that has just been started and knows nothing yet. Such an answer is therefore believed only when it has come
-//! [`EMPTY_IN_A_ROW`] times in a row.
+//! three times in a row.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

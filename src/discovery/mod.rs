@@ -1,6 +1,6 @@
 //! Where endpoints come from, and what they say of themselves.
 //!
-//! A source of endpoints (the configuration's list, [`file`], [`dns`] or [`kubernetes`]) hands over full listings of
+//! A source of endpoints (the configuration's list, [`mod@file`], [`dns`] or [`kubernetes`]) hands over full listings of
 //! [`Listed`]s as [`Update`]s, and a [`registry`] turns them into immutable
 //! [`EndpointSet`](crate::routing::endpoint::EndpointSet)s for a `watch` channel: they change rarely and every request
 //! reads the newest one without a lock that anybody holds for long. A source that fails says so and lists nothing, so
