@@ -63,7 +63,7 @@ scenarios! {
     flapping_crowd_costs_no_memory: "crowd",
     #[ignore = "hundreds of probes beside a load"]
     garbage_is_left_alone_and_its_neighbours_do_not_notice: "garbage",
-    #[ignore = "a load of 50 s through Envoy, twice at the same time"]
+    #[ignore = "a load of 110 s through Envoy, twice at the same time"]
     router_restart_under_load_keeps_the_hit_ratio: "router-restart",
     #[ignore = "a load of 100 s through Envoy, twice at the same time"]
     overrun_heals_under_load: "router-overrun",
