@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use warmroute::engine::{Access, EngineClient};
 use warmroute::extproc::decide::{Pool, Pools, Router, Verdict};
 use warmroute::extproc::message::RequestHead;
+use warmroute::extproc::rollout::Switch;
 use warmroute::request::{Question, ReadOptions, TokensApi};
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
 use warmroute::routing::index::{PrefixIndex, PromiseLimits, Promises};
@@ -118,6 +119,7 @@ fn router(source: Source, engine: SocketAddr) -> Router {
         reports: None,
         sync: false,
         learned: Promises::new(PromiseLimits::LEARNED),
+        rollout: Switch::default(),
     });
     let mut pools = Pools::default();
     pools.add(&pool, &[], true);

@@ -20,6 +20,7 @@ pub mod discovery;
 pub mod engine;
 pub mod events;
 pub mod extproc;
+pub mod record;
 pub mod request;
 pub mod routing;
 pub mod snapshots;

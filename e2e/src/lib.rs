@@ -14,11 +14,15 @@
 //! - [`faults`] has the event plane live through what can go wrong between them, and the router through tokenizers that
 //!   fail.
 //! - [`audit`] counts what was sent and applied without faults; [`lag`] measures how long it takes.
+//! - [`cost`] measures what the router takes of processors and network, [`coverage`] which lines the tests run.
+//! - [`suites`] are all tests or measurements of one kind by one command.
 //! - [`workload`] → [`load`] → [`report`] is the flow of a measurement, which [`demo`] runs for each policy.
 
 pub mod audit;
 pub mod cache;
 pub mod cli;
+pub mod cost;
+pub mod coverage;
 pub mod demo;
 pub mod engines;
 pub mod envoy;
@@ -37,6 +41,7 @@ pub mod router;
 pub mod service;
 pub mod sim;
 pub mod stack;
+pub mod suites;
 pub mod tool;
 pub mod vllm;
 pub mod workload;

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::audit::{self, AuditArgs};
 use e2e::cli::{EngineArgs, TokenizerArgs, build_tools, run_engine, run_tokenizer};
+use e2e::cost::{self, CostArgs, SubscriberArgs, run_subscriber};
+use e2e::coverage::{self, CoverageArgs};
 use e2e::demo::{self, DemoArgs};
 use e2e::faults::{self, FaultsArgs};
 use e2e::interrupt::interrupted;
@@ -15,6 +17,7 @@ use e2e::lag::{self, LagArgs};
 use e2e::proxy::{ProxyArgs, run_proxy};
 use e2e::publisher::swarm::{SwarmArgs, run_swarm};
 use e2e::publisher::{PublisherArgs, run_publisher};
+use e2e::suites::{self, Suite, SuiteArgs, ratios};
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for scenarios that are told to end: routers and engines have a grace period of their own.
@@ -30,6 +33,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the tests of several parts together: the router's sockets, Envoy, simulated engines, vLLM where it is installed.
+    Integration(SuiteArgs),
+    /// Build the programs of Kubernetes, and run the tests against them.
+    K8s(SuiteArgs),
+    /// Run the benchmarks in short, and print what they compare.
+    Bench(SuiteArgs),
+    /// Run every scenario of faults.
+    Chaos(SuiteArgs),
+    /// Run what is too long for every day: hours.
+    Deep(SuiteArgs),
     /// Compare warmroute with Envoy's own policies on the same load.
     Demo(DemoArgs),
     /// Run one simulated engine until Ctrl-C.
@@ -42,6 +55,12 @@ enum Command {
     Tools,
     /// Measure the time from a publisher's clock to the index.
     Lag(LagArgs),
+    /// Measure what the router takes of processors and network, per pod.
+    Cost(CostArgs),
+    /// Count the lines that the tests have run, by what `cargo llvm-cov` has written.
+    Coverage(CoverageArgs),
+    /// Compare the figures of the benchmarks that were run last.
+    Ratios,
     /// The event plane in a process of its own, for the scenarios.
     #[command(hide = true)]
     Follower,
@@ -53,6 +72,9 @@ enum Command {
     /// Many small publishers in one process.
     #[command(hide = true)]
     Swarm(SwarmArgs),
+    /// Receive and drop, in a process of its own, for the measurements.
+    #[command(hide = true)]
+    Subscriber(SubscriberArgs),
     /// Stand between a subscriber and a publisher, and lose, delay or spoil messages.
     Proxy(ProxyArgs),
 }
@@ -71,6 +93,15 @@ fn arguments(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsSt
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Integration(args) => on_runtime(run_suite(Suite::Integration, args)),
+        Command::K8s(args) => on_runtime(run_suite(Suite::K8s, args)),
+        Command::Bench(args) => on_runtime(run_suite(Suite::Bench, args)),
+        Command::Chaos(args) => on_runtime(run_suite(Suite::Chaos, args)),
+        Command::Deep(args) => on_runtime(run_suite(Suite::Deep, args)),
+        Command::Cost(args) => on_runtime(run_cost(args)),
+        Command::Coverage(args) => coverage::run(&args).map(code),
+        Command::Ratios => ratios::print().map(|()| ExitCode::SUCCESS),
+        Command::Subscriber(args) => run_subscriber(&args).map(|()| ExitCode::SUCCESS),
         Command::Faults(args) => run_faults(args),
         Command::Audit(args) => run_audit(&args),
         Command::Tools => build_tools().map(|()| ExitCode::SUCCESS),
@@ -101,13 +132,13 @@ fn run_faults(args: FaultsArgs) -> Result<ExitCode> {
         ended.context("the scenarios panicked")?
     });
     runtime.shutdown_background();
-    Ok(if ended? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    ended.map(code)
 }
 
 fn run_audit(args: &AuditArgs) -> Result<ExitCode> {
     let balance = audit::run(&std::env::current_exe().context("path of this program")?, args)?;
     println!("{balance}");
-    Ok(if balance.is_even() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(code(balance.is_even()))
 }
 
 fn on_runtime(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
@@ -118,9 +149,29 @@ fn on_runtime(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> 
 /// What the demo has started ends when its future is dropped.
 async fn run_demo(args: DemoArgs) -> Result<ExitCode> {
     tokio::select! {
-        proved = demo::run(args) => Ok(if proved? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        proved = demo::run(args) => proved.map(code),
         interrupted = interrupted() => interrupted.and(Ok(ExitCode::FAILURE)),
     }
+}
+
+/// As [`run_demo`]: the program that runs ends with the future.
+async fn run_suite(suite: Suite, args: SuiteArgs) -> Result<ExitCode> {
+    tokio::select! {
+        passed = suites::run(suite, args) => passed.map(code),
+        interrupted = interrupted() => interrupted.and(Ok(ExitCode::FAILURE)),
+    }
+}
+
+/// As [`run_demo`]: routers and publishers end with the future.
+async fn run_cost(args: CostArgs) -> Result<ExitCode> {
+    tokio::select! {
+        measured = cost::print(args) => measured.map(|()| ExitCode::SUCCESS),
+        interrupted = interrupted() => interrupted.and(Ok(ExitCode::FAILURE)),
+    }
+}
+
+fn code(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]
@@ -132,6 +183,22 @@ mod tests {
         for given in [&["e2e", "demo", "--engine", "vllm"][..], &["e2e", "demo", "--", "--engine", "vllm"]] {
             let cli = Cli::try_parse_from(arguments(given.iter().map(OsString::from))).expect("valid arguments");
             assert!(matches!(cli.command, Command::Demo(DemoArgs { engine: demo::EngineKind::Vllm, .. })), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn each_suite_has_a_command() {
+        for name in ["integration", "k8s", "bench", "chaos", "deep"] {
+            let cli = Cli::try_parse_from(["e2e", name, "--list"]).expect("valid arguments");
+            let is_meant = match (name, &cli.command) {
+                ("integration", Command::Integration(args))
+                | ("k8s", Command::K8s(args))
+                | ("bench", Command::Bench(args))
+                | ("chaos", Command::Chaos(args))
+                | ("deep", Command::Deep(args)) => args.list,
+                _ => false,
+            };
+            assert!(is_meant, "{name}: {:?}", cli.command);
         }
     }
 }

@@ -106,6 +106,19 @@ impl ProcessGroup {
     }
 }
 
+/// Processor time that a process has used so far, user and system.
+///
+/// # Errors
+/// When it has exited.
+pub fn cpu_time(id: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).with_context(|| format!("no process {id}"))?;
+    // Fields 14 and 15 (proc(5)), counted behind the name, which may hold spaces.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let n_ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    // A tick is 10 ms on every Linux of our kind (USER_HZ).
+    Ok(Duration::from_millis(n_ticks * 10))
+}
+
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if self.ended {

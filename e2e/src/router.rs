@@ -12,7 +12,7 @@ use warmroute::routing::hash::HashAlgorithm;
 use crate::engines::ENGINE_MODEL;
 use crate::envoy::Gateway;
 use crate::service::{Service, free_addresses};
-use crate::tool::{env_path, run};
+use crate::tool::{cargo, env_path, run};
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -194,15 +194,9 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(path);
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut command = Command::new(env_path("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo();
     command.current_dir(root).args(["build", "--package", "warmroute", "--bin", "warmroute"]);
     command.arg("--message-format=json-render-diagnostics");
-    // Cargo tells a test of the package it belongs to. Build scripts that read the same names, such as ring's, would
-    // run anew, now and at the next build outside of a test.
-    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| of_package(&name.to_string_lossy())) {
-        command.env_remove(name);
-    }
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

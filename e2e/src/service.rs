@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
 
-use crate::process::ProcessGroup;
+use crate::process::{ProcessGroup, cpu_time};
 use crate::tool::tail;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -71,6 +71,11 @@ impl Service {
         self.group.has_exited()
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.group.id()
+    }
+
     /// What the program wrote, standard output and error together.
     pub fn log(&self) -> &Path {
         &self.log
@@ -93,12 +98,7 @@ impl Service {
     /// # Errors
     /// When the program has exited.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.group.id()))?;
-        // Fields 14 and 15 (proc(5)), counted behind the name, which may hold spaces.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-        let n_ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-        // A tick is 10 ms on every Linux of our kind (USER_HZ).
-        Ok(Duration::from_millis(n_ticks * 10))
+        cpu_time(self.id())
     }
 
     async fn poll(&self, url: &str, limit: Duration) -> Result<()> {

@@ -150,6 +150,18 @@ pub fn path_with(dir: &Path) -> Result<std::ffi::OsString> {
     env::join_paths(dirs).with_context(|| format!("{} cannot be put on PATH", dir.display()))
 }
 
+/// The cargo that has built or runs us, else the one on `PATH`.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env_path("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Cargo tells what it runs of the package it belongs to. Build scripts that read the same names, such as ring's, would
+    // run anew, now and at the next build outside of a test.
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| of_package(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// The value of `name`, unless it is empty.
 pub fn env_path(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)

@@ -90,6 +90,11 @@ impl Default for VllmOptions {
     }
 }
 
+/// Whether `cache` holds vLLM already.
+pub fn is_installed(cache: &Cache) -> bool {
+    Install::is_in(cache)
+}
+
 /// A running vLLM server; dropping it ends it.
 #[derive(Debug)]
 pub struct VllmServer {

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Alias, Config};
-use crate::supervisor;
+use crate::config::{self, Alias, ConfigFile};
+use crate::supervisor::{self, ConfigText};
 
 /// Exit code for a configuration that cannot be used, as `sysexits`-minded supervisors and the chart expect.
 const EXIT_CONFIG: u8 = 2;
@@ -64,12 +64,8 @@ enum EventsCommand {
 /// The program could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("cannot read {path:?}")]
-    ReadConfig {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    ReadConfig(#[from] config::ReadError),
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error("cannot start the async runtime")]
@@ -90,7 +86,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             report(&error);
-            if matches!(error, Error::Config(_) | Error::ReadConfig { .. }) {
+            if matches!(error, Error::Config(_) | Error::ReadConfig(_)) {
                 EXIT_CONFIG.into()
             } else {
                 ExitCode::FAILURE
@@ -101,9 +97,10 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
-        Command::Serve { config } => serve(load(&config)?),
+        Command::Serve { config } => serve(&config),
         Command::CheckConfig { config } => {
-            let config = load(&config)?;
+            let file = ConfigFile::of_process(&config);
+            let config = file.parse(&file.read()?)?;
             for Alias { name, setting } in &config.aliases {
                 eprintln!("warmroute: {name} is taken for {setting}: use that");
             }
@@ -125,17 +122,12 @@ fn run(command: Command) -> Result<ExitCode, Error> {
     }
 }
 
-fn load(path: &Path) -> Result<Config, Error> {
-    let yaml = std::fs::read_to_string(path).map_err(|source| Error::ReadConfig { path: path.to_owned(), source })?;
-    // Variables that are not UTF-8 cannot be ours: every setting is text.
-    let env =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Ok(Config::parse(&yaml, env)?)
-}
-
-fn serve(config: Config) -> Result<ExitCode, Error> {
+fn serve(path: &Path) -> Result<ExitCode, Error> {
+    let file = ConfigFile::of_process(path);
+    let text = file.read()?;
+    let config = file.parse(&text)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    let ended = runtime.block_on(supervisor::run(config));
+    let ended = runtime.block_on(supervisor::run(config, ConfigText { file, text }));
     // A file system or a name server that hangs holds a thread, and dropping the runtime would wait for it without end.
     runtime.shutdown_timeout(STUCK_THREADS_GRACE);
     ended?;

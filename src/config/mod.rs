@@ -4,10 +4,13 @@
 //! opened. Every setting is documented at its field; `warmroute check-config` prints them with the values in force.
 
 mod aliases;
+mod difference;
 mod discovery;
 mod engine;
+mod file;
 mod model;
 mod reader;
+mod rollout;
 mod selection;
 mod tokenizer;
 mod values;
@@ -18,14 +21,19 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 pub use aliases::Alias;
+pub use difference::Difference;
 pub use discovery::{Discovery, Dns, DnsKind, EndpointFile, Kubernetes, Preset, StaticEndpoint, parse_endpoints};
 pub use engine::ModelEvents;
+pub use file::{ConfigFile, ReadError};
 pub use model::{Adapter, BlockHash, Model};
 use model::{check_names, each, read_model};
 pub use reader::Fault;
 use reader::{Node, Source, shown};
+use rollout::read_rollout;
+pub use rollout::{Record, Rollout};
 pub use selection::Selection;
 use selection::read_selection;
 pub use tokenizer::{Tokenizer, TokenizerApi, TokenizerKind};
@@ -52,6 +60,8 @@ pub struct Config {
     pub trace: Trace,
     /// What is known of the engines' KV events.
     pub events: Events,
+    /// How far Envoy follows the picks.
+    pub rollout: Rollout,
     /// Being sent requests.
     pub readiness: Readiness,
     /// Stopping.
@@ -179,6 +189,11 @@ impl Config {
         }
     }
 
+    /// Digest of [`Config::to_yaml`], by which replicas can be compared.
+    pub fn hash(&self) -> String {
+        hex::encode(&Sha256::digest(self.to_yaml())[..8])
+    }
+
     /// The settings in force, as YAML that [`Config::parse`] reads back.
     pub fn to_yaml(&self) -> String {
         serde_saphyr::to_string(self).expect("a configuration has only strings, numbers, lists and mappings")
@@ -187,7 +202,7 @@ impl Config {
 
 /// None only together with a fault.
 fn read_config(root: &Node<'_>) -> Option<Config> {
-    let [listen, selection, envoy, limits, log, trace, events, readiness, shutdown, models] = root.fields([
+    let [listen, selection, envoy, limits, log, trace, events, rollout, readiness, shutdown, models] = root.fields([
         "listen",
         "selection",
         "envoy",
@@ -195,20 +210,22 @@ fn read_config(root: &Node<'_>) -> Option<Config> {
         "log",
         "trace",
         "events",
+        "rollout",
         "readiness",
         "shutdown",
         "models",
     ]);
-    let envoy = read_envoy(&envoy);
+    let (selection, envoy) = (read_selection(&selection), read_envoy(&envoy));
     let nodes = models.items();
     if nodes.is_empty() {
         models.fault("nothing", "a list of at least one model");
     }
-    let parsed: Vec<Option<Model>> = nodes.iter().map(|node| read_model(node, envoy.message_timeout.0)).collect();
+    let parsed: Vec<Option<Model>> = nodes.iter().map(|node| read_model(node, &envoy, &selection)).collect();
     check_names(&nodes, &parsed);
     Some(Config {
         listen: read_listen(&listen),
-        selection: read_selection(&selection),
+        rollout: read_rollout(&rollout, selection.mode),
+        selection,
         envoy,
         limits: read_limits(&limits),
         log: read_log(&log),

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use super::discovery::{Discovery, read_discovery};
 use super::engine::{ModelEvents, read_access, read_model_events};
 use super::reader::Node;
+use super::rollout::read_model_rollout;
 use super::tokenizer::{Tokenizer, read_tokenizer};
+use super::{Envoy, Selection};
 use crate::engine::Access;
+use crate::extproc::rollout::Rollout;
 use crate::routing::hash::{BlockHasher, HashAlgorithm};
 
 /// Adapters per model: each has a bit in the index's set of proved kinds of keys.
@@ -35,6 +37,8 @@ pub struct Model {
     pub events: ModelEvents,
     /// Where token ids come from.
     pub tokenizer: Tokenizer,
+    /// How far Envoy follows the picks; `rollout.mode` may be stricter.
+    pub rollout: Rollout,
     /// The endpoints.
     pub discovery: Discovery,
 }
@@ -65,8 +69,8 @@ impl BlockHash {
     }
 }
 
-pub(super) fn read_model(node: &Node<'_>, message_timeout: Duration) -> Option<Model> {
-    let [name, aliases, default, adapters, block_hash, engine, events, tokenizer, discovery] = node.fields([
+pub(super) fn read_model(node: &Node<'_>, envoy: &Envoy, selection: &Selection) -> Option<Model> {
+    let [name, aliases, default, adapters, block_hash, engine, events, tokenizer, rollout, discovery] = node.fields([
         "name",
         "aliases",
         "default",
@@ -75,6 +79,7 @@ pub(super) fn read_model(node: &Node<'_>, message_timeout: Duration) -> Option<M
         "engine",
         "events",
         "tokenizer",
+        "rollout",
         "discovery",
     ]);
     let name = name.name("the model's name");
@@ -87,7 +92,7 @@ pub(super) fn read_model(node: &Node<'_>, message_timeout: Duration) -> Option<M
     let adapters = each(&adapters.items(), read_adapter);
     let block_hash = read_block_hash(&block_hash);
     let (engine, events) = (read_access(&engine), read_model_events(&events));
-    let tokenizer = read_tokenizer(&tokenizer, message_timeout, &events);
+    let tokenizer = read_tokenizer(&tokenizer, envoy.message_timeout.0, &events);
     let discovery = read_discovery(&discovery, name.as_deref());
     Some(Model {
         name: name?.into(),
@@ -98,6 +103,7 @@ pub(super) fn read_model(node: &Node<'_>, message_timeout: Duration) -> Option<M
         engine,
         events,
         tokenizer,
+        rollout: read_model_rollout(&rollout, selection.mode),
         discovery: discovery?,
     })
 }

@@ -52,7 +52,7 @@ async fn visit(endpoint: Arc<Endpoint>, client: EngineClient, interval: Duration
         match tokio::time::timeout(TIMEOUT, scrape).await {
             Ok(Ok(body)) => {
                 for change in backstop.observe(Exposition::parse(&String::from_utf8_lossy(&body))) {
-                    info!(endpoint = %endpoint.address, ?change, "endpoint's metrics tell of a lost cache");
+                    info!(endpoint = %endpoint.address, ?change, "KV event missing: endpoint's metrics tell of a lost cache");
                     on_finding(&endpoint, finding(change));
                 }
             }

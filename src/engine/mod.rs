@@ -12,6 +12,7 @@
 //! `entrypoints/serve`), but gateways and sidecars in front of an engine guard everything.
 
 mod access;
+mod call;
 mod key;
 mod target;
 
@@ -19,9 +20,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Body, ClientBuilder, Method, RequestBuilder, Response, StatusCode, header};
+use reqwest::{Body, ClientBuilder, Method, Request, RequestBuilder, Response, StatusCode, header};
+use tracing::Instrument as _;
 
 pub use access::{Access, FileError, Scheme, read_ca};
+use call::CallSpan;
 use key::ApiKey;
 pub use key::read_key;
 pub use target::{Base, BaseError, Target};
@@ -85,7 +88,7 @@ impl EngineClient {
     /// # Errors
     /// [`Error`], also when the body has more than `limit` bytes. The caller bounds the time.
     pub async fn get(&self, endpoint: SocketAddr, path: &str, limit: usize) -> Result<Vec<u8>, Error> {
-        body(self.send(self.request(Method::GET, &endpoint.into(), path)).await?, limit).await
+        self.exchange(self.request(Method::GET, &endpoint.into(), path), path, limit).await
     }
 
     /// The body of the answer to `POST path` with a JSON body.
@@ -101,7 +104,17 @@ impl EngineClient {
     ) -> Result<Vec<u8>, Error> {
         let request = self.request(Method::POST, target, path);
         let request = request.header(header::CONTENT_TYPE, "application/json").body(json);
-        body(self.send(request).await?, limit).await
+        self.exchange(request, path, limit).await
+    }
+
+    /// Sends the request and reads the answer, as a span where there is one of a request above it.
+    async fn exchange(&self, request: RequestBuilder, path: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        let mut request = self.with_key(request).await.build().map_err(Error::Unreachable)?;
+        let call = CallSpan::open(&mut request, path);
+        let answer = async { body(self.send(request).await?, limit).await };
+        let result = answer.instrument(call.span()).await;
+        call.ended(&result);
+        result
     }
 
     fn request(&self, method: Method, target: &Target, path: &str) -> RequestBuilder {
@@ -112,12 +125,15 @@ impl EngineClient {
         self.http.request(method, url)
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
-        let request = match &self.key {
+    async fn with_key(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.key {
             Some(key) => request.header(header::AUTHORIZATION, key.bearer().await),
             None => request,
-        };
-        let response = request.send().await.map_err(Error::Unreachable)?;
+        }
+    }
+
+    async fn send(&self, request: Request) -> Result<Response, Error> {
+        let response = self.http.execute(request).await.map_err(Error::Unreachable)?;
         match response.status() {
             StatusCode::OK => Ok(response),
             other => Err(Error::Status(other.as_u16())),

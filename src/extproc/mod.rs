@@ -16,6 +16,7 @@ pub mod held;
 pub mod message;
 pub mod reply;
 pub mod report;
+pub mod rollout;
 pub mod settle;
 pub mod stream;
 
@@ -38,8 +39,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
-use tracing::{Instrument, Span, debug, error, warn};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::{Instrument, debug, error, warn};
 
 use self::decide::{Answer, Routed, Router, Verdict};
 use self::held::Room;
@@ -50,7 +51,7 @@ use self::stream::{Question, Settings, Step, StreamState};
 use crate::request::Api;
 use crate::routing::pick::{Decision, Outcome};
 use crate::telemetry::metrics::{Metrics, NotServedCause, StreamInFlight};
-use crate::telemetry::trace::{attribute, request_span};
+use crate::telemetry::trace::{RequestSpan, attribute, request_span};
 use crate::tokenizer::Late;
 
 /// A message is a body and little else: room for the protocol around it.
@@ -200,7 +201,7 @@ struct Session {
     late: Option<Late>,
     _counted: StreamInFlight,
     _tracked: TaskTrackerToken,
-    span: Span,
+    span: RequestSpan,
 }
 
 /// The next answer of a stream and what is left of it; after an error nothing is.
@@ -208,8 +209,15 @@ async fn next_reply(session: Option<Session>) -> Option<(Result<ProcessingRespon
     let mut session = session?;
     let (span, router) = (session.span.clone(), session.router.clone());
     match contained(session.reply().instrument(span), router.metrics()).await {
-        Ok(reply) => reply.map(|reply| (Ok(reply), Some(session))),
-        Err(status) => Some((Err(status), None)),
+        Ok(Some(reply)) => Some((Ok(reply), Some(session))),
+        Ok(None) => {
+            session.span.end(Code::Ok);
+            None
+        }
+        Err(status) => {
+            session.span.end(status.code());
+            Some((Err(status), None))
+        }
     }
 }
 
@@ -299,19 +307,11 @@ impl Session {
     }
 
     fn note_decision(&self, decision: &Decision) {
-        let Decision { model, pick, outcome, prompt_tokens } = decision;
+        let Decision { model, policy, pick, outcome, prompt_tokens, .. } = decision;
         let fallback = if let Outcome::Fallback(fallback) = outcome { fallback.as_str() } else { "" };
-        self.span.record(attribute::REQUEST_MODEL, &**model);
-        self.span.record(attribute::SERVER_ADDRESS, tracing::field::display(pick.endpoint.address.ip()));
-        self.span.record(attribute::SERVER_PORT, i64::from(pick.endpoint.address.port()));
-        self.span.record(attribute::DECISION_OUTCOME, outcome.as_str());
-        if !fallback.is_empty() {
-            self.span.record(attribute::DECISION_FALLBACK, fallback);
-        }
-        self.span.record(attribute::MATCHED_TOKENS, i64::from(pick.matched_tokens));
-        self.span.record(attribute::PROMPT_TOKENS, i64::from(*prompt_tokens));
+        self.span.decided(decision);
         debug!(
-            %model, endpoint = %pick.endpoint.address, outcome = outcome.as_str(), fallback,
+            %model, endpoint = %pick.endpoint.address, outcome = outcome.as_str(), fallback, policy = policy.as_str(),
             matched_tokens = pick.matched_tokens, offloaded_tokens = pick.offloaded_tokens, rank = pick.rank,
             prompt_tokens, "endpoint picked"
         );
@@ -322,6 +322,7 @@ impl Session {
         if let Some(address) = served.address {
             self.span.record(attribute::ENDPOINT_SERVED, tracing::field::display(address));
         }
+        self.span.record(attribute::ATTEMPTS, served.n_attempts.map(i64::from));
         let Some(routed) = &mut self.routed else { return };
         let (settled, is_newly_avoided) = settle(routed, served, self.router.now());
         self.count_settled(settled, is_newly_avoided, served);

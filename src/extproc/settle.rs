@@ -88,12 +88,13 @@ mod tests {
 
     use super::super::decide::Pool;
     use super::*;
+    use crate::extproc::rollout::Switch;
     use crate::request::ReadOptions;
     use crate::routing::endpoint::{EndpointId, EndpointSet};
     use crate::routing::hash::BlockHash;
     use crate::routing::index::{PromiseLimits, Promises};
     use crate::routing::load::InFlight;
-    use crate::routing::pick::{Decision, Outcome, Pick};
+    use crate::routing::pick::{Decision, Outcome, Pick, Policy, Timings};
     use crate::tokenizer::{Config, Source, Tokenizer};
 
     fn address(port: u16) -> SocketAddr {
@@ -115,6 +116,7 @@ mod tests {
             reports: None,
             sync: false,
             learned: Promises::new(PromiseLimits::LEARNED),
+            rollout: Switch::default(),
         };
         let pick = Pick {
             endpoint: endpoints[0].clone(),
@@ -123,7 +125,19 @@ mod tests {
             rank: None,
             alternate: None,
         };
-        let decision = Decision { model: "m".into(), pick, outcome: Outcome::NoMatch, prompt_tokens: 0 };
+        let decision = Decision {
+            model: "m".into(),
+            requested: "m".into(),
+            policy: Policy::LeastRequest,
+            pick,
+            outcome: Outcome::NoMatch,
+            prompt_tokens: 0,
+            prompt_blocks: 0,
+            n_candidates: 2,
+            n_avoided: 0,
+            standings: Vec::new(),
+            timings: Timings::default(),
+        };
         let in_flight = InFlight::new(endpoints[0].clone(), Millis(0));
         let promised = pool.learned.promise(&[BlockHash(1)], 0, &endpoints[0], Millis(0)).into_iter().collect();
         (Routed { decision, in_flight, promised, pool: Arc::new(pool), steered_rank: None }, endpoints)

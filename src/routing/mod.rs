@@ -4,9 +4,11 @@
 //! randomness are arguments. The same code therefore runs in the router, in a simulation and under a
 //! deterministic test.
 
+pub mod decision;
 pub mod endpoint;
 pub mod hash;
 pub mod index;
 pub mod load;
 pub mod pick;
 pub mod score;
+pub mod standing;

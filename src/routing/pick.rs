@@ -1,4 +1,4 @@
-//! The pick and the [`Decision`] that records it.
+//! The pick, and how the candidates stood when it was made.
 //!
 //! Rule: most tokens matched on a GPU, then most that other tiers add, then fewest in flight, then at random. Where
 //! nothing matched this is least-request. What an endpoint holds speaks for it only while it is not too far ahead of
@@ -8,8 +8,11 @@
 use std::cmp::{Ordering, Reverse};
 use std::sync::Arc;
 
+pub use super::decision::{Decision, Fallback, Outcome, Timings};
 use super::endpoint::Endpoint;
-use super::score::Candidate;
+use super::score::{Candidate, Candidates};
+use super::standing::greatest;
+pub use super::standing::{MOST_STANDINGS, Policy, Standing};
 
 /// Requests in flight that an endpoint may have more than the least loaded candidate before what it holds no longer
 /// counts: the threshold of AIBrix's Helm chart for the same purpose
@@ -31,9 +34,61 @@ pub struct Pick {
     pub alternate: Option<Arc<Endpoint>>,
 }
 
+/// A pick, and how the candidates stood.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The pick.
+    pub pick: Pick,
+    /// What ordered the candidates.
+    pub policy: Policy,
+    /// The best of them, best first, the pick and the runner-up before their equals; at most [`MOST_STANDINGS`].
+    pub standings: Vec<Standing>,
+    /// How many there were.
+    pub n_candidates: u32,
+    /// Endpoints that are avoided: left out, unless there is nobody else.
+    pub n_avoided: u32,
+}
+
+/// Picks among `candidates` and says how they stood; none when there are none. `random` breaks ties.
+pub fn choose(candidates: &Candidates, random: &mut fastrand::Rng) -> Option<Choice> {
+    let Candidates { all, n_avoided } = candidates;
+    let pick = pick(all, random)?;
+    let fewest = fewest_in_flight(all)?;
+    let is_first = |candidate: &Candidate| candidate.endpoint.id == pick.endpoint.id;
+    let is_second = |candidate: &Candidate| pick.alternate.as_ref().is_some_and(|it| it.id == candidate.endpoint.id);
+    // Of equals those that chance has preferred stand in front.
+    let order = |candidate: &Candidate| (is_first(candidate), is_second(candidate), merit(candidate, fewest));
+    let best = greatest(all.iter(), MOST_STANDINGS, |a, b| order(a).cmp(&order(b)));
+    let n_tokens = |first: &&Candidate| merit(first, fewest).0 + merit(first, fewest).1;
+    let policy = if best.first().map_or(0, n_tokens) > 0 { Policy::PrefixCache } else { Policy::LeastRequest };
+    Some(Choice {
+        policy,
+        standings: best.into_iter().map(|candidate| standing(candidate, fewest)).collect(),
+        pick,
+        n_candidates: u32::try_from(all.len()).unwrap_or(u32::MAX),
+        n_avoided: *n_avoided,
+    })
+}
+
+/// How each of `candidates` stands, best first.
+pub fn standings(candidates: &[Candidate]) -> Vec<Standing> {
+    let Some(fewest) = fewest_in_flight(candidates) else { return Vec::new() };
+    let by_merit = |a: &&Candidate, b: &&Candidate| merit(a, fewest).cmp(&merit(b, fewest));
+    let best = greatest(candidates.iter(), candidates.len(), by_merit);
+    best.into_iter().map(|candidate| standing(candidate, fewest)).collect()
+}
+
+fn standing(candidate: &Candidate, fewest_in_flight: u32) -> Standing {
+    Standing::new(candidate, is_too_far_ahead(candidate, fewest_in_flight))
+}
+
+fn fewest_in_flight(candidates: &[Candidate]) -> Option<u32> {
+    candidates.iter().map(|candidate| candidate.in_flight).min()
+}
+
 /// Picks among `candidates`; none when there are none. `random` breaks ties.
 pub fn pick(candidates: &[Candidate], random: &mut fastrand::Rng) -> Option<Pick> {
-    let fewest = candidates.iter().map(|candidate| candidate.in_flight).min()?;
+    let fewest = fewest_in_flight(candidates)?;
     let merit = |candidate: &Candidate| merit(candidate, fewest);
     let first = best(candidates, None, merit, random)?;
     let alternate = best(candidates, Some(first), merit, random);
@@ -81,75 +136,14 @@ type Merit = (u32, u32, Reverse<u32>);
 
 fn merit(candidate: &Candidate, fewest_in_flight: u32) -> Merit {
     let Candidate { matched_tokens, offloaded_tokens, in_flight, .. } = *candidate;
-    if in_flight - fewest_in_flight > MOST_AHEAD {
+    if is_too_far_ahead(candidate, fewest_in_flight) {
         return (0, 0, Reverse(in_flight));
     }
     (matched_tokens, offloaded_tokens, Reverse(in_flight))
 }
 
-/// Why a request was picked by load although its prefix might be cached somewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fallback {
-    /// The prompt's tokens are not asked for; the reason is that of the request.
-    Opaque(&'static str),
-    /// The body is not a request we can read.
-    UnreadableBody,
-    /// The body is larger than what is read.
-    OversizedBody,
-    /// The prompt's tokens are not known; the reason is that of the tokenizer.
-    Tokenizer(&'static str),
-}
-
-impl Fallback {
-    /// Name in metrics, spans and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Opaque(reason) | Self::Tokenizer(reason) => reason,
-            Self::UnreadableBody => "unreadable_body",
-            Self::OversizedBody => "oversized_body",
-        }
-    }
-}
-
-/// What came of the prefix lookup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The picked endpoint holds a prefix of the prompt, by its events, or is about to.
-    PrefixMatch,
-    /// The picked endpoint was given a prefix of the prompt before; whether it still holds it nobody says.
-    LearnedMatch,
-    /// The prompt was looked up and the picked endpoint holds nothing of it.
-    NoMatch,
-    /// The prompt was not looked up.
-    Fallback(Fallback),
-}
-
-impl Outcome {
-    /// All values of [`Outcome::as_str`].
-    pub const NAMES: [&'static str; 4] = ["prefix_match", "learned_match", "no_match", "fallback"];
-
-    /// Name in metrics, spans and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PrefixMatch => "prefix_match",
-            Self::LearnedMatch => "learned_match",
-            Self::NoMatch => "no_match",
-            Self::Fallback(_) => "fallback",
-        }
-    }
-}
-
-/// One routing decision with everything that led to it: metrics, spans and logs are views of this value.
-#[derive(Clone, Debug)]
-pub struct Decision {
-    /// Name of the pool's model.
-    pub model: Arc<str>,
-    /// Where the request goes.
-    pub pick: Pick,
-    /// What came of the lookup.
-    pub outcome: Outcome,
-    /// Tokens of the prompt; 0 when it was not tokenized.
-    pub prompt_tokens: u32,
+fn is_too_far_ahead(candidate: &Candidate, fewest_in_flight: u32) -> bool {
+    candidate.in_flight - fewest_in_flight > MOST_AHEAD
 }
 
 #[cfg(test)]
@@ -158,8 +152,9 @@ mod tests {
     use crate::routing::endpoint::EndpointId;
 
     fn candidate(id: u32, matched_tokens: u32, in_flight: u32) -> Candidate {
-        let endpoint = Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000).into()));
-        Candidate { endpoint, matched_tokens, offloaded_tokens: 0, rank: None, in_flight }
+        let address = ([127, 0, 0, 1], 8000 + id as u16).into();
+        let endpoint = Arc::new(Endpoint::new(EndpointId(id), address));
+        Candidate { endpoint, matched_tokens, offloaded_tokens: 0, promised_tokens: 0, rank: None, in_flight }
     }
 
     fn picked(candidates: &[Candidate]) -> (u32, Option<u32>) {
@@ -195,6 +190,42 @@ mod tests {
         let pick = pick(&candidates, &mut fastrand::Rng::with_seed(1)).expect("there are candidates");
         assert_eq!((pick.endpoint.id.0, pick.offloaded_tokens, pick.rank), (1, 32, Some(1)));
         assert_eq!(pick.alternate.map(|endpoint| endpoint.id.0), Some(0));
+    }
+
+    fn chosen(candidates: &[Candidate], seed: u64) -> Choice {
+        let candidates = Candidates { all: candidates.to_vec(), n_avoided: 3 };
+        choose(&candidates, &mut fastrand::Rng::with_seed(seed)).expect("there are candidates")
+    }
+
+    #[test]
+    fn choice_is_the_pick_and_the_best_stand_in_its_order() {
+        let candidates: Vec<_> = (0..40).map(|id| candidate(id, 16 * (id % 5), id % 7)).collect();
+        for seed in 0..20 {
+            let choice = chosen(&candidates, seed);
+            let pick = pick(&candidates, &mut fastrand::Rng::with_seed(seed)).expect("there are candidates");
+            let ports: Vec<_> = choice.standings.iter().map(|standing| standing.endpoint).collect();
+            assert_eq!(choice.pick.endpoint.id, pick.endpoint.id);
+            assert_eq!(ports.len(), MOST_STANDINGS);
+            assert_eq!(Some(ports[0]), Some(pick.endpoint.address));
+            assert_eq!(Some(ports[1]), pick.alternate.map(|endpoint| endpoint.address));
+            let terms = |standing: &Standing| (standing.matched_tokens, Reverse(standing.in_flight));
+            assert!(choice.standings.is_sorted_by_key(|standing| Reverse(terms(standing))));
+            assert_eq!((choice.n_candidates, choice.n_avoided), (40, 3));
+        }
+    }
+
+    #[test]
+    fn policy_is_what_made_the_difference() {
+        let cold = [candidate(0, 0, 3), candidate(1, 0, 1)];
+        assert_eq!(chosen(&cold, 1).policy, Policy::LeastRequest);
+        let warm = [candidate(0, 16, 3), candidate(1, 0, 1)];
+        assert_eq!(chosen(&warm, 1).policy, Policy::PrefixCache);
+        let warm_and_busy = [candidate(0, 16, MOST_AHEAD + 2), candidate(1, 0, 1)];
+        let choice = chosen(&warm_and_busy, 1);
+        assert_eq!(choice.policy, Policy::LeastRequest);
+        assert_eq!(choice.standings.iter().map(|it| it.is_too_far_ahead).collect::<Vec<_>>(), [false, true]);
+        let offloaded = [Candidate { offloaded_tokens: 16, ..candidate(0, 0, 3) }, candidate(1, 0, 1)];
+        assert_eq!(chosen(&offloaded, 1).policy, Policy::PrefixCache);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Candidate {
     pub matched_tokens: u32,
     /// Tokens after those whose blocks it holds on any tier, without a gap.
     pub offloaded_tokens: u32,
+    /// How many of the matched tokens it only is about to hold, because of our own picks.
+    pub promised_tokens: u32,
     /// The data-parallel rank that holds most of them; none where nothing is known to be held.
     pub rank: Option<u32>,
     /// Requests that this router has on the way to it.
@@ -34,6 +36,15 @@ pub struct TokenMatch {
     pub offloaded_tokens: u32,
 }
 
+/// The endpoints that a request may be sent to.
+#[derive(Clone, Debug)]
+pub struct Candidates {
+    /// Each of them.
+    pub all: Vec<Candidate>,
+    /// Endpoints that are avoided: left out, unless there is nobody else.
+    pub n_avoided: u32,
+}
+
 /// The candidates of a pool: all endpoints that `allowed` accepts, without those that are avoided at `now` unless
 /// all of them are. An endpoint may occur several times in `matches`, its best counts.
 pub fn candidates(
@@ -41,14 +52,16 @@ pub fn candidates(
     matches: &[TokenMatch],
     allowed: impl Fn(&Endpoint) -> bool,
     now: Millis,
-) -> Vec<Candidate> {
-    let allowed: Vec<&Arc<Endpoint>> = set.endpoints.iter().filter(|endpoint| allowed(endpoint)).collect();
-    let all_avoided = allowed.iter().all(|endpoint| endpoint.load.is_avoided(now));
-    allowed
-        .into_iter()
-        .filter(|endpoint| all_avoided || !endpoint.load.is_avoided(now))
-        .map(|endpoint| candidate(endpoint, matches))
-        .collect()
+) -> Candidates {
+    // Asked once: were it asked again, others might have come to be avoided, and nobody would be left.
+    let is_avoided = |endpoint: &Arc<Endpoint>| endpoint.load.is_avoided(now);
+    let allowed = set.endpoints.iter().filter(|endpoint| allowed(endpoint));
+    let allowed: Vec<_> = allowed.map(|endpoint| (endpoint, is_avoided(endpoint))).collect();
+    let n_avoided = allowed.iter().filter(|(_, is_avoided)| *is_avoided).count();
+    let all_avoided = n_avoided == allowed.len();
+    let may_be_picked = allowed.into_iter().filter(|(_, is_avoided)| all_avoided || !is_avoided);
+    let all = may_be_picked.map(|(endpoint, _)| candidate(endpoint, matches)).collect();
+    Candidates { all, n_avoided: u32::try_from(n_avoided).unwrap_or(u32::MAX) }
 }
 
 fn candidate(endpoint: &Arc<Endpoint>, matches: &[TokenMatch]) -> Candidate {
@@ -63,6 +76,7 @@ fn candidate(endpoint: &Arc<Endpoint>, matches: &[TokenMatch]) -> Candidate {
         matched_tokens,
         // Promised blocks may be on other tiers already: no token counts twice.
         offloaded_tokens: held_tokens.saturating_add(offloaded_tokens).saturating_sub(matched_tokens),
+        promised_tokens: matched_tokens - held_tokens,
         // What is promised continues what is held, so the rank that has the one is to have the other.
         rank: held.and_then(|found| found.rank),
         in_flight: endpoint.load.in_flight(),
@@ -78,8 +92,8 @@ mod tests {
         EndpointSet { synced: true, endpoints: (0..n).map(endpoint).collect() }
     }
 
-    fn ids(candidates: &[Candidate]) -> Vec<u32> {
-        candidates.iter().map(|candidate| candidate.endpoint.id.0).collect()
+    fn ids(candidates: &Candidates) -> Vec<u32> {
+        candidates.all.iter().map(|candidate| candidate.endpoint.id.0).collect()
     }
 
     fn held(endpoint: u32, rank: u32, tokens: u32, offloaded_tokens: u32) -> TokenMatch {
@@ -92,7 +106,7 @@ mod tests {
 
     /// Of each of `n` endpoints the tokens matched and offloaded, and the rank.
     fn merged(n: u16, matches: &[TokenMatch]) -> Vec<(u32, u32, Option<u32>)> {
-        let found = candidates(&set(n), matches, |_| true, Millis(0));
+        let found = candidates(&set(n), matches, |_| true, Millis(0)).all;
         found.iter().map(|found| (found.matched_tokens, found.offloaded_tokens, found.rank)).collect()
     }
 
@@ -112,10 +126,20 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_promised_as_far_as_they_are_not_held() {
+        let promised_tokens =
+            |matches: &[TokenMatch]| candidates(&set(1), matches, |_| true, Millis(0)).all[0].promised_tokens;
+        assert_eq!(promised_tokens(&[held(0, 3, 64, 16), promised(0, 96)]), 32);
+        assert_eq!(promised_tokens(&[held(0, 3, 64, 0), promised(0, 32)]), 0);
+        assert_eq!(promised_tokens(&[promised(0, 32)]), 32);
+    }
+
+    #[test]
     fn avoided_endpoints_are_left_out_unless_all_are() {
         let set = set(2);
         set.endpoints[0].load.failed(Millis(0), Millis(0));
-        assert_eq!(ids(&candidates(&set, &[], |_| true, Millis(1))), [1]);
+        let one_avoided = candidates(&set, &[], |_| true, Millis(1));
+        assert_eq!((ids(&one_avoided), one_avoided.n_avoided), (vec![1], 1));
         set.endpoints[1].load.failed(Millis(0), Millis(0));
         assert_eq!(ids(&candidates(&set, &[], |_| true, Millis(1))), [0, 1]);
     }

@@ -95,14 +95,14 @@ pub(super) fn load(dir: &SnapshotDir, metrics: &Metrics, mut offer: impl FnMut(S
     let path = dir.path().display();
     let entries = dir.entries().unwrap_or_else(|error| {
         metrics.count_snapshot_failure(SnapshotStep::Load);
-        warn!(%path, %error, "the snapshot directory cannot be read");
+        warn!(%path, %error, "the directory of the KV event snapshots cannot be read");
         Vec::new()
     });
     let now = SystemTime::now();
     let (mut keys, mut n_bytes) = (Vec::new(), 0);
     for entry in entries {
         if entry.is_outdated(now) {
-            entry.remove("snapshot file is removed, nobody wrote it for long");
+            entry.remove("KV event snapshot file is removed, nobody wrote it for long");
         } else if entry.kind == Kind::Snapshot && n_bytes + entry.n_bytes <= MAX_LOADED_BYTES {
             n_bytes += entry.n_bytes;
             keys.extend(load_file(&entry, metrics).map(|snapshot| {
@@ -112,7 +112,7 @@ pub(super) fn load(dir: &SnapshotDir, metrics: &Metrics, mut offer: impl FnMut(S
             }));
         }
     }
-    info!(%path, n_snapshots = keys.len(), n_bytes, "snapshots are loaded");
+    info!(%path, n_snapshots = keys.len(), n_bytes, "KV event snapshots are loaded");
     keys
 }
 
@@ -126,9 +126,9 @@ fn load_file(entry: &Entry, metrics: &Metrics) -> Option<Snapshot> {
         }
         Err(error) => {
             metrics.count_snapshot_failure(SnapshotStep::Load);
-            warn!(file = %entry.path.display(), %error, "snapshot file cannot be used");
+            warn!(file = %entry.path.display(), %error, "KV event snapshot file cannot be used");
             if !matches!(error, Error::Io(_) | Error::Content(SnapshotError::Version { .. })) {
-                entry.remove("snapshot file is removed, it cannot be used");
+                entry.remove("KV event snapshot file is removed, it cannot be used");
             }
             None
         }
@@ -200,7 +200,7 @@ impl Entry {
         let file = self.path.display();
         match fs::remove_file(&self.path) {
             Ok(()) => info!(%file, "{why}"),
-            Err(error) => warn!(%file, %error, "snapshot file cannot be removed"),
+            Err(error) => warn!(%file, %error, "KV event snapshot file cannot be removed"),
         }
     }
 }

@@ -83,7 +83,9 @@ impl Snapshots {
             let (plane, metrics) = (snapshots.plane.clone(), snapshots.metrics.clone());
             let load = move || disk::load(&dir, &metrics, |found| plane.offer(found));
             snapshots.from_disk = within(LOAD_TIMEOUT, load).await.unwrap_or_else(|| {
-                warn!("reading the snapshots takes longer than {LOAD_TIMEOUT:?}; the start goes on without them");
+                warn!(
+                    "reading the KV event snapshots takes longer than {LOAD_TIMEOUT:?}; the start goes on without them"
+                );
                 Vec::new()
             });
         }

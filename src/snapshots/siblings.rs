@@ -205,12 +205,12 @@ impl Siblings {
             Ok((snapshot, n_bytes)) => {
                 self.metrics.count_snapshot(SnapshotStep::Fetch, n_bytes);
                 let (seq, complete) = (snapshot.overlap.seq.0, snapshot.complete);
-                info!(source = %key, %sibling, seq, complete, n_bytes, "snapshot of a sibling is offered");
+                info!(source = %key, %sibling, seq, complete, n_bytes, "KV event snapshot of a sibling is offered");
                 self.plane.offer(snapshot);
             }
             Err(error) => {
                 self.metrics.count_snapshot_failure(SnapshotStep::Fetch);
-                warn!(source = %key, %sibling, %error, cause = cause(&error), "snapshot of a sibling cannot be had");
+                warn!(source = %key, %sibling, %error, cause = cause(&error), "KV event snapshot of a sibling cannot be had");
             }
         }
     }

@@ -100,9 +100,9 @@ impl Writer {
             n_done += 1;
         }
         if n_done < n_changed {
-            warn!(n_done, n_changed, "there was no time to write all snapshots at exit");
+            warn!(n_done, n_changed, "there was no time to write all KV event snapshots at exit");
         } else {
-            info!(n_done, "snapshots are written");
+            info!(n_done, "KV event snapshots are written");
         }
     }
 
@@ -129,7 +129,7 @@ impl Writer {
     fn report(&self, source: &SourceKey, error: &disk::Error) {
         self.metrics.count_snapshot_failure(SnapshotStep::Write);
         let (dir, cause) = (self.dir.path().display(), std::error::Error::source(error).map(ToString::to_string));
-        warn!(%source, %dir, %error, cause, "snapshot cannot be written");
+        warn!(%source, %dir, %error, cause, "KV event snapshot cannot be written");
     }
 }
 

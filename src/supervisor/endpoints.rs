@@ -24,6 +24,7 @@ use crate::events::apply::ModelSettings;
 use crate::events::socket::EventPlane;
 use crate::extproc::decide::{Pool, Pools};
 use crate::extproc::report::Reports;
+use crate::extproc::rollout::Switch;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{PromiseLimits, Promises};
 use crate::telemetry::metrics::Metrics;
@@ -117,6 +118,7 @@ impl BuiltPools {
             reports: model.events.report.then(|| Reports::new(body_bytes)),
             sync: model.events.sync,
             learned: Promises::new(PromiseLimits::LEARNED),
+            rollout: Switch::default(),
         });
         self.pools.add(&pool, &model.aliases, model.default);
         self.endpoints.push((model.name.clone(), endpoints));

@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod publisher;
+mod reload;
 mod tokenizers;
 mod warmth;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -30,13 +31,17 @@ use crate::events::socket::{EventPlane, LagObserver};
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::Router;
 use crate::extproc::reply::Selection;
+use crate::record::Recorder;
 use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
+use crate::telemetry::LogFilter;
 use crate::telemetry::metrics::{EndpointRow, EventPlaneRow, Metrics, SourceRow};
 use crate::{discovery, engine, extproc, snapshots, telemetry};
 use endpoints::{BuiltPools, Shared};
 use publisher::Publisher;
+pub use reload::ConfigText;
+use reload::{Live, Reload};
 
 /// Longest that the background work may take to end; snapshots at exit take 2 s at most.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(3);
@@ -98,11 +103,11 @@ pub enum Error {
     },
 }
 
-/// Runs the router until SIGTERM or SIGINT.
+/// Runs the router until SIGTERM or SIGINT. `text` is what the configuration was read from, and is looked at again.
 ///
 /// # Errors
 /// [`Error`] when it cannot start, or when a part of it ends unasked.
-pub async fn run(config: Config) -> Result<(), Error> {
+pub async fn run(config: Config, text: ConfigText) -> Result<(), Error> {
     engine::install_tls();
     let telemetry = telemetry::init(&telemetry::Config {
         log_format: config.log.format,
@@ -110,16 +115,27 @@ pub async fn run(config: Config) -> Result<(), Error> {
         otlp_endpoint: config.trace.otlp_endpoint.clone(),
         sample_ratio: config.trace.sample_ratio,
     })?;
-    let result = serve(&config).await;
+    let metrics = Arc::new(Metrics::new());
+    metrics.set_span_counts(telemetry.span_counts());
+    let result = serve(&config, metrics, text, telemetry.log_filter()).await;
     telemetry.shutdown().await;
     result
 }
 
-async fn serve(config: &Config) -> Result<(), Error> {
+/// Signals, and what they have read again.
+struct Reloading {
+    hangup: Signal,
+    text: ConfigText,
+    log_filter: LogFilter,
+}
+
+async fn serve(config: &Config, metrics: Arc<Metrics>, text: ConfigText, log_filter: LogFilter) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    // From here on SIGHUP no longer ends the process.
+    let hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let started = tokio::select! {
-        started = Running::start(config) => started,
+        started = Running::start(config, metrics, Reloading { hangup, text, log_filter }) => started,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -155,7 +171,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(config: &Config) -> Result<Self, Error> {
+    async fn start(config: &Config, metrics: Arc<Metrics>, reloading: Reloading) -> Result<Self, Error> {
         let extproc_listener = bind(config.listen.extproc, "listen.extproc").await?;
         let admin_listener = bind(config.listen.admin, "listen.admin").await?;
         info!(
@@ -165,7 +181,6 @@ impl Running {
         for Alias { name, setting } in &config.aliases {
             warn!(name, setting, "a variable of AIBrix is taken for a setting of ours: use that");
         }
-        let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::default();
         let index =
             Arc::new(PrefixIndex::new(IndexLimits { bytes: config.limits.index_bytes, ..IndexLimits::default() }));
@@ -191,9 +206,16 @@ impl Running {
         if let Some(siblings) = snapshots.siblings()? {
             background.spawn("siblings", siblings.run(shutdown_background.clone()));
         }
-        let router = Router::new(built.pools, index, metrics.clone());
+        let (record, is_recorded) = watch::channel(config.rollout.record.config());
+        let (recorder, writer) = Recorder::new(is_recorded, metrics.clone());
+        background.spawn("record", writer.run(shutdown_background.clone()));
+        let router = Router::new(built.pools, index, metrics.clone()).with_recorder(recorder);
         let has_fallback = config.selection.mode.has_fallback();
         let router = Arc::new(if has_fallback { router } else { router.without_fallback() });
+        let Reloading { hangup, text, log_filter } = reloading;
+        let live = Live { router: router.clone(), log_filter, record, metrics: metrics.clone() };
+        live.roll_out(config);
+        background.spawn("reload", Reload::new(config, text, live).run(hangup, shutdown_background.clone()));
         let promising = router.clone();
         metrics.set_promise_collector(Box::new(move || promising.promise_rows()));
         background.spawn("sweep", sweep_promises(router.clone(), shutdown_background.clone()));
@@ -229,7 +251,7 @@ impl Running {
             self.background.abort_all();
         }
         if !stop_events(self.events.clone()).await {
-            warn!("the event threads did not end within {EVENTS_GRACE:?}");
+            warn!("the KV event threads did not end within {EVENTS_GRACE:?}");
         }
         self.shutdown_admin.cancel();
         self.admin.join_all().await;

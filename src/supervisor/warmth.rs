@@ -51,7 +51,7 @@ impl Warmth {
         loop {
             let states = states();
             if let Some(n_behind) = enough(&states, synced.elapsed(), self.deadline) {
-                info!(n_sources = states.len(), n_behind, "event sources are no longer waited for");
+                info!(n_sources = states.len(), n_behind, "KV event sources are no longer waited for");
                 return;
             }
             tokio::time::sleep(INTERVAL).await;

@@ -1,27 +1,30 @@
 //! What the process tells about itself: logs, metrics and traces.
 //!
 //! [`init`] sets up logs and, if a collector is configured, traces; [`metrics::Metrics`] holds the counters
-//! that [`crate::admin`] serves. Prompts, token ids, salts and credentials are in none of them.
+//! that [`crate::admin`] serves. Prompts, token ids, salts and credentials are in none of them: [`logs`] and [`panics`]
+//! see to that where code speaks that is not ours.
 //!
 //! A collector that is down costs nothing but one warning: spans wait in a bounded queue and are dropped when
 //! it is full, and [`Telemetry::shutdown`] waits at most [`trace::SHUTDOWN_DEADLINE`] for the last of them.
 
+pub mod logs;
 pub mod metrics;
+pub mod panics;
 pub mod trace;
 
-use std::io::IsTerminal as _;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::Serialize;
-use tracing::Dispatch;
-use tracing_subscriber::filter::{EnvFilter, ParseError, Targets};
+use tracing::{Dispatch, Metadata};
+use tracing_subscriber::filter::{FilterFn, LevelFilter, ParseError};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
-use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-/// Directives that a configured filter may override: the span exporter reports on itself, once per outage
-/// (see [`trace`]), and therefore needs no line per failed attempt from the crates below it.
-const QUIET: &str = "opentelemetry-otlp=off,opentelemetry_sdk=warn";
+pub use logs::LogFilter;
+use trace::export::{Exporting, SpanCounts};
 
 /// How the process logs and where it sends its spans.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +85,9 @@ pub enum Error {
     /// The exporter cannot be built, usually because of the endpoint.
     #[error("OTLP exporter cannot be set up, expected an endpoint such as http://collector:4317")]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
+    /// The log filter cannot be changed any more.
+    #[error("the log filter cannot be changed, expected the process's own subscriber to be there")]
+    Reload(#[source] reload::Error),
     /// Another subscriber is in place.
     #[error("a log subscriber is already set, expected to be the first")]
     AlreadySet(#[source] TryInitError),
@@ -91,10 +97,12 @@ pub enum Error {
 #[derive(Debug)]
 #[must_use = "spans that are still queued are lost without shutdown"]
 pub struct Telemetry {
-    traces: Option<trace::Exporting>,
+    traces: Option<Exporting>,
+    log_filter: LogFilter,
+    span_counts: Arc<SpanCounts>,
 }
 
-/// Sets up logs and traces for the whole process.
+/// Sets up logs and traces for the whole process, and how it reports panics.
 ///
 /// # Errors
 ///
@@ -106,6 +114,7 @@ pub struct Telemetry {
 pub fn init(config: &Config) -> Result<Telemetry, Error> {
     let (telemetry, dispatch) = build(config)?;
     dispatch.try_init().map_err(Error::AlreadySet)?;
+    panics::report_without_content();
     Ok(telemetry)
 }
 
@@ -119,16 +128,27 @@ pub fn init(config: &Config) -> Result<Telemetry, Error> {
 ///
 /// Outside a tokio runtime, when a collector is configured.
 pub fn build(config: &Config) -> Result<(Telemetry, Dispatch), Error> {
-    let filter = log_filter(&config.log_filter)?;
-    let traces = trace::Exporting::start(config)?;
+    let (filter, log_filter) = logs::changeable(&config.log_filter)?;
+    let span_counts = Arc::<SpanCounts>::default();
+    let traces = Exporting::start(config, &span_counts)?;
     // The log filter must not decide on spans: each layer has its own.
     let subscriber = Registry::default()
-        .with(log_layer(config.log_format).with_filter(filter))
+        .with(logs::layer(config.log_format).with_filter(filter))
         .with(traces.as_ref().map(|traces| traces.layer().with_filter(own_spans())));
-    Ok((Telemetry { traces }, Dispatch::new(subscriber)))
+    Ok((Telemetry { traces, log_filter, span_counts }, Dispatch::new(subscriber)))
 }
 
 impl Telemetry {
+    /// Changes what is logged.
+    pub fn log_filter(&self) -> LogFilter {
+        self.log_filter.clone()
+    }
+
+    /// What becomes of the spans.
+    pub fn span_counts(&self) -> Arc<SpanCounts> {
+        self.span_counts.clone()
+    }
+
     /// Sends the spans that are queued, for at most [`trace::SHUTDOWN_DEADLINE`].
     pub async fn shutdown(self) {
         if let Some(traces) = self.traces {
@@ -137,25 +157,16 @@ impl Telemetry {
     }
 }
 
-fn log_filter(configured: &str) -> Result<EnvFilter, Error> {
-    EnvFilter::try_new(format!("{QUIET},{configured}"))
-        .map_err(|source| Error::LogFilter { found: configured.to_owned(), source })
-}
-
-fn log_layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
-{
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => layer.with_ansi(std::io::stderr().is_terminal()).boxed(),
-        LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
-    }
-}
-
 /// Spans of this program only: those of the gRPC stack would trace the export of the spans itself.
-fn own_spans() -> Targets {
-    Targets::new().with_target(env!("CARGO_CRATE_NAME"), tracing::Level::INFO)
+/// Log lines are no part of a span: what they say is for those who may read the log.
+fn own_spans() -> FilterFn {
+    let is_own_span: fn(&Metadata<'_>) -> bool = |metadata| metadata.is_span() && is_own(metadata.target());
+    FilterFn::new(is_own_span).with_max_level_hint(LevelFilter::INFO)
+}
+
+/// Whether a target is of this program.
+fn is_own(target: &str) -> bool {
+    target.strip_prefix(env!("CARGO_CRATE_NAME")).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 #[cfg(test)]

@@ -106,7 +106,10 @@ async fn a_body_in_pieces_is_decided_whole_and_goes_back() {
         stream.close();
         eventually("the request is no longer counted", || router.in_flight() == [0, 0]).await;
     }
-    assert_eq!(router.metric("warmroute_decisions_total{model=\"tiny\",outcome=\"prefix_match\"}"), 3.0);
+    assert_eq!(
+        router.metric("warmroute_decisions_total{model=\"tiny\",outcome=\"prefix_match\",policy=\"prefix_cache\"}"),
+        3.0
+    );
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ use warmroute::extproc::decide::{Pool, Pools, Router};
 use warmroute::extproc::message::BodyMode;
 use warmroute::extproc::reply::{Selection, SelectionMode};
 use warmroute::extproc::report::Reports;
+use warmroute::extproc::rollout::Switch;
 use warmroute::extproc::{self, Config};
 use warmroute::request::{Question, ReadOptions, TokensApi};
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
@@ -187,6 +188,7 @@ impl FakeRouter {
             reports: Some(Reports::new(BODY_BYTES)),
             sync: true,
             learned: Promises::new(PromiseLimits::LEARNED),
+            rollout: Switch::default(),
         });
         let mut pools = Pools::default();
         pools.add(&pool, &["alias".to_owned()], true);

@@ -20,6 +20,7 @@ mod health;
 mod kubernetes;
 mod local_tokens;
 mod process;
+mod reload;
 mod remote_tokenizer;
 mod report;
 mod router;

@@ -48,6 +48,11 @@ impl Process {
         let config = std::env::temp_dir().join(format!("warmroute-{name}-{}.yaml", std::process::id()));
         let yaml = format!("listen: {{extproc: '{extproc}', admin: '127.0.0.1:0'}}\n{settings}");
         std::fs::write(&config, yaml).unwrap();
+        Self::serve(config, env)
+    }
+
+    /// Starts `serve` with this file, which is removed at the end.
+    pub(crate) fn serve(config: PathBuf, env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
         // An image may have no certificates, and nothing here needs any.
         command.envs([("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")]);
@@ -72,12 +77,16 @@ impl Process {
     }
 
     /// The rest of the log, once the process has ended.
-    fn rest_of_log(&self) -> String {
+    pub(crate) fn rest_of_log(&self) -> String {
         self.log.iter().collect::<Vec<_>>().join("\n")
     }
 
     pub(crate) fn terminate(&self) {
-        let status = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        self.signal("-TERM");
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());
     }
 }

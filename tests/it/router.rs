@@ -57,7 +57,10 @@ async fn the_endpoint_that_holds_the_prefix_is_picked() {
         assert_eq!(destination, both(addresses[warm], addresses[1 - warm]));
         slot.retire();
     }
-    assert_eq!(router.metric("warmroute_decisions_total{model=\"tiny\",outcome=\"prefix_match\"}"), 2.0);
+    assert_eq!(
+        router.metric("warmroute_decisions_total{model=\"tiny\",outcome=\"prefix_match\",policy=\"prefix_cache\"}"),
+        2.0
+    );
     let n_matched = router.metric("warmroute_matched_tokens_total{model=\"tiny\"}");
     let whole_blocks_before_the_last_token = (PROMPT.len() - 1) / BLOCK_SIZE as usize * BLOCK_SIZE as usize;
     assert_eq!(n_matched, 2.0 * whole_blocks_before_the_last_token as f64);
@@ -72,7 +75,10 @@ async fn token_ids_need_no_tokenizer_and_the_last_token_is_never_reused() {
     assert_eq!(destination, both(silent(2)[1], silent(2)[0]));
     assert_eq!(router.metric("warmroute_matched_tokens_total{model=\"tiny\"}"), 4.0, "one of two blocks");
     let (_stream, _) = router.complete(json!({ "prompt": tokens[..4] })).await;
-    assert_eq!(router.metric("warmroute_decisions_total{model=\"tiny\",outcome=\"no_match\"}"), 1.0);
+    assert_eq!(
+        router.metric("warmroute_decisions_total{model=\"tiny\",outcome=\"no_match\",policy=\"least_request\"}"),
+        1.0
+    );
 }
 
 #[tokio::test]

@@ -146,8 +146,7 @@ async fn a_request_is_one_span_with_its_decision_and_who_served() {
     for (key, expected) in [
         (attribute::REQUEST_MODEL, text("tiny")),
         (attribute::OPERATION_NAME, text("text_completion")),
-        (attribute::SERVER_ADDRESS, text("127.0.0.1")),
-        (attribute::SERVER_PORT, Some(Value::IntValue(1))),
+        (attribute::ENDPOINT_PICKED, text("127.0.0.1:1")),
         (attribute::DECISION_OUTCOME, text("fallback")),
         (attribute::DECISION_FALLBACK, text("tokenizer_unreachable")),
         (attribute::RESPONSE_STATUS_CODE, Some(Value::IntValue(200))),

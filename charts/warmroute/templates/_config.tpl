@@ -9,6 +9,15 @@
 {{- toYaml $config -}}
 {{- end -}}
 
+{{/* The part of it that takes effect at a start; the rest is read again while the routers run. */}}
+{{- define "warmroute.configAtStart" -}}
+{{- $config := include "warmroute.config" . | fromYaml -}}
+{{- $_ := unset $config "rollout" -}}
+{{- $_ := unset $config.log "filter" -}}
+{{- range $config.models -}}{{- $_ := unset . "rollout" -}}{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
 {{/* The request header that names the endpoint, which is also the key of the metadata. */}}
 {{- define "warmroute.selectionHeader" -}}
 {{- $default := ternary "target-pod" "x-gateway-destination-endpoint" (eq .Values.config.selection.mode "original_dst") -}}

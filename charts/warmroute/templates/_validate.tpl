@@ -90,6 +90,16 @@
 {{- if and (eq $selection.mode "override_host") (not (hasPrefix "x-" $header)) -}}
 {{- fail (printf "config.selection.header: found %s, expected a name that begins with x-, since config.selection.mode is override_host" $header) -}}
 {{- end -}}
+{{- if eq $selection.mode "original_dst" -}}
+{{- $found := list .Values.config.rollout.mode -}}
+{{- range .Values.config.models -}}{{- with .rollout -}}
+{{- $found = append $found .mode -}}
+{{- if and (not (kindIs "invalid" .percent)) (ne 100 (int .percent)) -}}{{- $found = append $found (printf "%d percent" (int .percent)) -}}{{- end -}}
+{{- end -}}{{- end -}}
+{{- range without $found "active" nil -}}
+{{- fail (printf "config.rollout: found %v, expected active for all requests, since Envoy cannot pick by itself with config.selection.mode: original_dst" .) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.envoyGateway -}}
 {{- if and .gateway.name (not .routes) -}}
 {{- fail (printf "envoyGateway.routes: found nothing, expected at least one route, since envoyGateway.gateway.name is %s" .gateway.name) -}}

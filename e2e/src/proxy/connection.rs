@@ -152,7 +152,7 @@ async fn write(
     loop {
         tokio::select! {
             packet = queue.recv() => match packet {
-                Some(packet) => deliver(packet, shared, &mut writer).await?,
+                Some(packet) => deliver(packet, to, shared, &mut writer).await?,
                 None => break,
             },
             Ok(()) = half_closes.changed() => if half_closes.borrow_and_update().1 == Some(to) {
@@ -167,7 +167,7 @@ async fn write(
     writer.shutdown().await
 }
 
-async fn deliver(packet: Packet, shared: &Arc<Shared>, writer: &mut OwnedWriteHalf) -> Result<()> {
+async fn deliver(packet: Packet, to: Side, shared: &Arc<Shared>, writer: &mut OwnedWriteHalf) -> Result<()> {
     tokio::time::sleep_until(packet.due).await;
     shared.flow().await;
     let bandwidth = shared.rules().bandwidth();
@@ -180,5 +180,6 @@ async fn deliver(packet: Packet, shared: &Arc<Shared>, writer: &mut OwnedWriteHa
             }
         }
     }
+    shared.rules().passed(to, packet.bytes.len());
     if packet.is_last { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }

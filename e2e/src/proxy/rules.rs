@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::Side;
 use super::frames::Unit;
 
 /// The faults in force. The default is a proxy that does nothing.
@@ -62,6 +63,10 @@ pub struct Counts {
     pub truncated: u64,
     /// Messages made unreadable.
     pub corrupted: u64,
+    /// Bytes passed on to subscribers.
+    pub bytes_down: u64,
+    /// Bytes passed on to publishers.
+    pub bytes_up: u64,
 }
 
 /// What becomes of one message.
@@ -99,6 +104,14 @@ impl Rules {
 
     pub(super) fn closed(&mut self) {
         self.counts.open -= 1;
+    }
+
+    /// Counts bytes that were passed on.
+    pub(super) fn passed(&mut self, to: Side, n_bytes: usize) {
+        match to {
+            Side::Subscriber => self.counts.bytes_down += n_bytes as u64,
+            Side::Publisher => self.counts.bytes_up += n_bytes as u64,
+        }
     }
 
     pub(super) fn bandwidth(&self) -> Option<u64> {
@@ -180,11 +193,12 @@ impl FromStr for Which {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connections, open, messages, dropped, duplicated, truncated, corrupted } = self;
+        let Self { connections, open, messages, dropped, duplicated, truncated, corrupted, bytes_down, bytes_up } =
+            self;
         write!(
             f,
             "{connections} connections ({open} open), {messages} messages: {dropped} dropped, {duplicated} duplicated, \
-             {truncated} truncated, {corrupted} corrupted"
+             {truncated} truncated, {corrupted} corrupted; {bytes_down} bytes to subscribers, {bytes_up} to publishers"
         )
     }
 }

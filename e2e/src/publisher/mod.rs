@@ -19,6 +19,7 @@ use clap::Args;
 
 use program::ProgramOptions;
 pub use worker::run_publisher;
+pub(crate) use worker::say;
 
 /// Flags of a publisher.
 #[derive(Clone, Debug, Args)]

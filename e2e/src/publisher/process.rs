@@ -141,6 +141,11 @@ impl PublisherProcess {
         Ok(Self { events: events.to_owned(), replay: replay.to_owned(), talker, args: args.clone() })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.talker.id()
+    }
+
     /// ZMQ endpoint of the live stream.
     pub fn events(&self) -> &str {
         &self.events

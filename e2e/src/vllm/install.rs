@@ -37,10 +37,18 @@ pub(super) struct Install {
 impl Install {
     /// Finds vLLM in `cache`, or installs it there.
     pub(super) fn get(cache: &Cache) -> Result<Self> {
-        let item = item_name(&format!("vllm-{VLLM_VERSION}"), &[PINS, SERVE]);
         let uv = fetch::uv(cache)?;
-        let dir = cache.get(&item, |dir| Self { dir: dir.to_owned() }.fill(&uv))?;
+        let dir = cache.get(&Self::item(), |dir| Self { dir: dir.to_owned() }.fill(&uv))?;
         Ok(Self { dir })
+    }
+
+    /// Whether `cache` holds it already.
+    pub(super) fn is_in(cache: &Cache) -> bool {
+        cache.root().join(Self::item()).exists()
+    }
+
+    fn item() -> String {
+        item_name(&format!("vllm-{VLLM_VERSION}"), &[PINS, SERVE])
     }
 
     /// Where the interpreter and vLLM's programs are.

@@ -186,7 +186,7 @@ async fn hot_prefixes_of_an_incomplete_engine_are_learned_from_picks_without_rep
         setup.stack.wait_quiet().await.unwrap();
     }
     let n_decided = async |outcome: &str| {
-        let series = format!(r#"warmroute_decisions_total{{model="tiny",outcome="{outcome}"}}"#);
+        let series = format!(r#"warmroute_decisions_total{{model="tiny",outcome="{outcome}","#);
         setup.stack.metric(&series).await.unwrap()
     };
     assert_eq!((n_decided("no_match").await, n_decided("learned_match").await), (1.0, 2.0));

@@ -47,7 +47,7 @@ async fn different_prefixes_spread(setup: &Setup, number: u32) {
 /// The first picks are made beside each other, on every thread of the router; each makes its engine one that is expected
 /// to hold the prefix. All the others find such an engine.
 async fn burst_with_one_new_prefix_finds_its_first_picks(setup: &Setup, number: u32) {
-    let nothing_found = || setup.stack.metric(r#"warmroute_decisions_total{model="tiny",outcome="no_match"}"#);
+    let nothing_found = || setup.stack.metric(r#"warmroute_decisions_total{model="tiny",outcome="no_match","#);
     let before = nothing_found().await.unwrap();
     let served = join_all((0..N_BURST).map(|idx| setup.complete(format!("{} and {idx}", text(number))))).await;
     assert_eq!(served.len(), N_BURST as usize);
@@ -81,7 +81,7 @@ async fn mode_is_what_was_configured(setup: &Setup) {
     assert_eq!(metrics.contains("warmroute_source_state{"), setup.mode.follows, "it follows events");
     assert_eq!(setup.n_asked() > 0, setup.mode.asks, "it asks for tokens");
     let matched = async |outcome: &str| {
-        let name = format!(r#"warmroute_decisions_total{{model="tiny",outcome="{outcome}"}}"#);
+        let name = format!(r#"warmroute_decisions_total{{model="tiny",outcome="{outcome}","#);
         setup.stack.metric(&name).await.unwrap()
     };
     let (announced, learned) = (matched("prefix_match").await, matched("learned_match").await);

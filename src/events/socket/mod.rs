@@ -197,7 +197,10 @@ impl EventPlane {
     /// come late are most likely gone, and what was known of them takes memory.
     pub fn drop_unclaimed_offers(&self) {
         let dropped = self.offers().take();
-        debug!(n_offers = dropped.map_or(0, |offers| offers.len()), "snapshots that no source has claimed are dropped");
+        debug!(
+            n_offers = dropped.map_or(0, |offers| offers.len()),
+            "KV event snapshots that no source has claimed are dropped"
+        );
     }
 
     /// How each source does.

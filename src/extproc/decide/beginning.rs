@@ -3,35 +3,35 @@
 //! Its prompt cannot be known, and the request must not suffer for our limit: it is picked by load among the endpoints
 //! of its model, if the model's name stands early enough or there is but one model. Otherwise it is left to Envoy.
 
-use std::time::Instant;
-
-use super::{Answer, Leave, Router, Verdict};
+use super::timer::Timer;
+use super::{Answer, Considered, Leave, Router, Verdict};
 use crate::extproc::message::RequestHead;
 use crate::request::model_in_beginning;
 use crate::routing::pick::Fallback;
+use crate::telemetry::metrics::Stage;
 
 impl Router {
     /// Decides where a request goes of whose body only the `beginning` is read, and counts it.
     pub fn decide_by_beginning(&self, head: &RequestHead, beginning: &[u8]) -> Answer {
-        let started = Instant::now();
-        let verdict = self.verdict_by_beginning(head, beginning);
-        self.concluded(Answer { verdict, body: None, late: None }, started)
+        let mut timer = Timer::counting(&self.metrics);
+        let verdict = match timer.timed(Stage::Parse, || self.consider_beginning(beginning)) {
+            Ok(considered) => timer.timed(Stage::Pick, || self.route(head, &considered, &mut fastrand::Rng::new())),
+            Err(leave) => Verdict::Leave(leave),
+        };
+        self.concluded(Answer { verdict, body: None, late: None }, timer)
     }
 
-    fn verdict_by_beginning(&self, head: &RequestHead, beginning: &[u8]) -> Verdict {
-        let found = match model_in_beginning(beginning) {
-            Some(model) => self.pools.find(Some(&model)),
+    /// What can be known without the whole body.
+    pub(super) fn consider_beginning(&self, beginning: &[u8]) -> Result<Considered, Leave> {
+        let target = match model_in_beginning(beginning) {
+            Some(model) => self.pools.find(Some(&model))?,
             // It may stand further on: the default pool is for requests that name none.
-            None => self.pools.only().ok_or(Leave::ModelBeyondLimit),
-        };
-        let target = match found {
-            Ok(target) => target,
-            Err(leave) => return Verdict::Leave(leave),
+            None => self.pools.only().ok_or(Leave::ModelBeyondLimit)?,
         };
         let endpoints = target.pool.endpoints.borrow().clone();
         if !endpoints.synced {
-            return Verdict::Leave(Leave::NotSynced);
+            return Err(Leave::NotSynced);
         }
-        self.route(&target, &endpoints, head, &Err(Fallback::OversizedBody))
+        Ok(Considered { target, endpoints, lookup: Err(Fallback::OversizedBody), late: None })
     }
 }

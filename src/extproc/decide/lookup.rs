@@ -5,10 +5,10 @@
 //! follow events or none has come yet, the picks themselves are the index: in blocks of our own, for their own time.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::Router;
 use super::pools::{Pool, Target};
+use super::timer::Timer;
 use crate::routing::endpoint::{Endpoint, EndpointId};
 use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockSize, Scope};
@@ -51,6 +51,11 @@ pub(super) struct Chain {
 }
 
 impl Lookup {
+    /// How many blocks the longest chain has.
+    pub(super) fn n_blocks(&self) -> u32 {
+        self.longest().map_or(0, |chain| u32::try_from(chain.hashes.len()).unwrap_or(u32::MAX))
+    }
+
     /// The chain with most blocks.
     pub(super) fn longest(&self) -> Option<&Chain> {
         self.chains.iter().max_by_key(|chain| chain.hashes.len())
@@ -94,15 +99,15 @@ pub(super) struct Question<'a> {
 
 impl Router {
     /// Looks the prompt up wherever some source has blocks, or else in what our picks have taught.
-    pub(super) fn look_up(&self, question: &Question<'_>) -> Lookup {
+    pub(super) fn look_up(&self, question: &Question<'_>, timer: &mut Timer<'_>) -> Lookup {
         let pool = &question.target.pool;
         let keyspaces =
             if question.target.follows_events() { self.index.keyspaces_of(&pool.model) } else { Vec::new() };
         let (matches, chains, basis) = if keyspaces.is_empty() {
-            let (matches, chain) = self.learned_matches(question);
+            let (matches, chain) = self.learned_matches(question, timer);
             (matches, vec![chain], Basis::Picks)
         } else {
-            let (matches, chains) = self.announced_matches(question, keyspaces);
+            let (matches, chains) = self.announced_matches(question, keyspaces, timer);
             (matches, chains, Basis::Events)
         };
         let prompt_tokens = u32::try_from(question.tokens.ids.len()).unwrap_or(u32::MAX);
@@ -115,6 +120,7 @@ impl Router {
         &self,
         question: &Question<'_>,
         keyspaces: Vec<(Keyspace, Arc<KeyspaceIndex>)>,
+        timer: &mut Timer<'_>,
     ) -> (Vec<TokenMatch>, Vec<Chain>) {
         let Question { target, scope, .. } = question;
         let required = target.required_kinds(scope, question.reusable().len());
@@ -122,24 +128,25 @@ impl Router {
         let (mut matches, mut chains) = (Vec::new(), Vec::with_capacity(keyspaces.len()));
         for (keyspace, index) in keyspaces {
             let block_size = keyspace.block_size;
-            let hashes = self.timed(Stage::Hash, || target.pool.chain(&keyspace, question.reusable(), scope));
-            let started = Instant::now();
-            index.overlaps(&hashes, required, &mut overlaps);
-            matches.extend(overlaps.matches().map(|found| TokenMatch {
-                endpoint: found.endpoint,
-                rank: Some(found.rank),
-                tokens: found.n_blocks * block_size.get(),
-                offloaded_tokens: found.n_offloaded * block_size.get(),
-            }));
-            let held: Vec<_> = overlaps.matches().map(|found| (found.endpoint, found.n_blocks)).collect();
-            matches.extend(promised(index.promises(), &hashes, held.iter().copied(), block_size, self.now()));
-            self.metrics.observe_stage(Stage::Lookup, started.elapsed());
+            let hashes = timer.timed(Stage::Hash, || target.pool.chain(&keyspace, question.reusable(), scope));
+            let held = timer.timed(Stage::Lookup, || {
+                index.overlaps(&hashes, required, &mut overlaps);
+                matches.extend(overlaps.matches().map(|found| TokenMatch {
+                    endpoint: found.endpoint,
+                    rank: Some(found.rank),
+                    tokens: found.n_blocks * block_size.get(),
+                    offloaded_tokens: found.n_offloaded * block_size.get(),
+                }));
+                let held: Vec<_> = overlaps.matches().map(|found| (found.endpoint, found.n_blocks)).collect();
+                matches.extend(promised(index.promises(), &hashes, held.iter().copied(), block_size, self.now()));
+                held
+            });
             chains.push(Chain { hashes, block_size, keyspace: Some(index), held });
         }
         (matches, chains)
     }
 
-    fn learned_matches(&self, question: &Question<'_>) -> (Vec<TokenMatch>, Chain) {
+    fn learned_matches(&self, question: &Question<'_>, timer: &mut Timer<'_>) -> (Vec<TokenMatch>, Chain) {
         let pool = &question.target.pool;
         let block_size = BlockSize::new(LEARNED_BLOCK).expect("not 0");
         let hasher = match question.space {
@@ -148,9 +155,9 @@ impl Router {
             Space::Text => OwnHasher::new(&format!("{}\0text", pool.model)),
         };
         let chain = || hasher.clone().scoped_chain(question.reusable(), block_size, question.scope);
-        let hashes = self.timed(Stage::Hash, chain);
+        let hashes = timer.timed(Stage::Hash, chain);
         let look_up = || promised(&pool.learned, &hashes, std::iter::empty(), block_size, self.now());
-        let matches = self.timed(Stage::Lookup, look_up);
+        let matches = timer.timed(Stage::Lookup, look_up);
         (matches, Chain { hashes, block_size, keyspace: None, held: Vec::new() })
     }
 }

@@ -4,8 +4,11 @@
 //! error. The only waiting is for the tokenizer, and that has a budget.
 
 mod beginning;
+mod course;
 mod lookup;
 mod pools;
+mod timer;
+mod verdict;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,132 +18,20 @@ use tracing::debug;
 use self::lookup::{Basis, Lookup, Question};
 use self::pools::Target;
 pub use self::pools::{Pool, Pools};
+use self::timer::Timer;
+pub use self::verdict::{Answer, Leave, Refusal, Routed, Verdict};
 use super::message::RequestHead;
 use super::report::{Found, body_to_send};
 use crate::request::{self, Api, LlmRequest, Opened, Prompt};
 use crate::routing::endpoint::{Endpoint, EndpointSet};
 use crate::routing::hash::Scope;
-use crate::routing::index::{PrefixIndex, Promised, Promises};
+use crate::routing::index::{PrefixIndex, Promises};
 use crate::routing::load::{InFlight, Millis};
-use crate::routing::pick::{Decision, Fallback, Outcome, Pick, pick};
+use crate::routing::pick::{Choice, Decision, Fallback, Outcome, Pick, Timings, choose, pick};
 use crate::routing::score::candidates;
 use crate::telemetry::metrics::{Metrics, PromiseRow, Stage};
 use crate::tokenizer::remote::{RemoteTokenizer, Targets};
 use crate::tokenizer::{Asked, Late, Space, Tokens};
-
-/// What becomes of a request.
-pub struct Answer {
-    /// Where it goes.
-    pub verdict: Verdict,
-    /// Its body, if that is not the client's.
-    pub body: Option<Vec<u8>>,
-    /// What may still be learned for later requests while this one is on its way.
-    pub late: Option<Late>,
-}
-
-/// The answer to "where does this request go?".
-#[derive(Debug)]
-pub enum Verdict {
-    /// To an endpoint of ours.
-    Route(Box<Routed>),
-    /// Wherever Envoy's own policy sends it.
-    Leave(Leave),
-    /// Nowhere: there is no endpoint.
-    Refuse(Refusal),
-}
-
-/// A request on its way.
-#[derive(Debug)]
-pub struct Routed {
-    /// The decision.
-    pub decision: Decision,
-    /// Counts the request for its endpoint, from the moment of the pick.
-    pub in_flight: InFlight,
-    /// The blocks that the endpoint is going to hold, by keyspace; none where it holds them, or where they are not
-    /// known.
-    pub promised: Vec<Promised>,
-    /// The pool it was picked from.
-    pub pool: Arc<Pool>,
-    /// The data-parallel rank that the engine is told to use.
-    pub steered_rank: Option<u32>,
-}
-
-impl Routed {
-    /// Another endpoint served the request.
-    pub fn served_by(&mut self, server: Arc<Endpoint>, now: Millis) {
-        self.promised.iter_mut().for_each(|promised| promised.move_to(&server, now));
-        self.in_flight.move_to(server);
-    }
-
-    /// Nobody computes anything for the request.
-    pub fn void(&mut self) {
-        self.promised.drain(..).for_each(Promised::void);
-    }
-
-    /// The request has ended.
-    pub fn end(self, now: Millis) {
-        self.promised.into_iter().for_each(|promised| promised.end(now));
-    }
-}
-
-/// Why a request is left to Envoy's own policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
-    /// The request names no model and there is no default pool.
-    NoModel,
-    /// The request names a model that is not configured.
-    UnknownModel,
-    /// Discovery has not listed the pool yet.
-    NotSynced,
-    /// The body is too large to be read, there are several models, and the name does not stand in the beginning.
-    ModelBeyondLimit,
-}
-
-impl Leave {
-    /// Name in metrics, spans and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoModel => "no_model",
-            Self::UnknownModel => "unknown_model",
-            Self::NotSynced => "not_synced",
-            Self::ModelBeyondLimit => "model_beyond_limit",
-        }
-    }
-}
-
-/// Why a request cannot be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The pool is known and empty.
-    NoEndpoint,
-    /// The gateway allows only endpoints that the pool does not have.
-    EmptySubset,
-    /// We pick nobody, and Envoy has nobody to fall back to.
-    NoPick(Leave),
-}
-
-impl Refusal {
-    /// Name in metrics, spans, logs and the answer's `code`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoEndpoint => "no_endpoint",
-            Self::EmptySubset => "empty_subset",
-            Self::NoPick(leave) => leave.as_str(),
-        }
-    }
-
-    /// Sentence for the client.
-    pub fn message(self) -> &'static str {
-        match self {
-            Self::NoEndpoint => "no endpoint serves this model at the moment",
-            Self::EmptySubset => "none of the endpoints that the gateway allows serves this model",
-            Self::NoPick(Leave::NoModel) => "the request names no model, and none is the default",
-            Self::NoPick(Leave::UnknownModel) => "the request names a model that nobody here serves",
-            Self::NoPick(Leave::NotSynced) => "the endpoints of this model are not known yet",
-            Self::NoPick(Leave::ModelBeyondLimit) => "the request is too large for its model's name to be found",
-        }
-    }
-}
 
 /// Decides; shared by all streams.
 #[derive(Debug)]
@@ -151,6 +42,22 @@ pub struct Router {
     started: Instant,
     /// Whether Envoy serves a request for which it is told no endpoint.
     has_fallback: bool,
+    rolled_out: course::RolledOut,
+}
+
+/// What a pick rests on.
+struct Considered {
+    target: Target,
+    endpoints: Arc<EndpointSet>,
+    lookup: Result<Lookup, Fallback>,
+    late: Option<Late>,
+}
+
+impl Considered {
+    /// Why nobody could be picked.
+    fn refusal(&self) -> Refusal {
+        if self.endpoints.endpoints.is_empty() { Refusal::NoEndpoint } else { Refusal::EmptySubset }
+    }
 }
 
 /// The tokens of a prompt, and what may still come of asking for them.
@@ -159,7 +66,14 @@ type AskedFor = (Result<(Arc<Tokens>, Space), Fallback>, Option<Late>);
 impl Router {
     /// A router over `pools`.
     pub fn new(pools: Pools, index: Arc<PrefixIndex>, metrics: Arc<Metrics>) -> Self {
-        Self { pools, index, metrics, started: Instant::now(), has_fallback: true }
+        Self {
+            pools,
+            index,
+            metrics,
+            started: Instant::now(),
+            has_fallback: true,
+            rolled_out: course::RolledOut::default(),
+        }
     }
 
     /// Refuses what would otherwise be left to Envoy.
@@ -204,34 +118,45 @@ impl Router {
 
     /// Decides where a request goes and counts it.
     pub async fn decide(&self, head: &RequestHead, body: &[u8]) -> Answer {
-        let started = Instant::now();
-        let answer = self.answer(head, body).await;
-        self.concluded(answer, started)
+        self.decide_by(head, body, &mut fastrand::Rng::new()).await
     }
 
-    fn concluded(&self, mut answer: Answer, started: Instant) -> Answer {
-        if let Verdict::Leave(leave) = answer.verdict
-            && !self.has_fallback
-        {
-            answer.verdict = Verdict::Refuse(Refusal::NoPick(leave));
+    /// The same with chance given: `random` breaks ties.
+    async fn decide_by(&self, head: &RequestHead, body: &[u8], random: &mut fastrand::Rng) -> Answer {
+        let mut timer = Timer::counting(&self.metrics);
+        let answer = match self.consider(head, body, &mut timer).await {
+            Ok(considered) => self.send(head, body, considered, random, &mut timer),
+            Err(reason) => Answer { verdict: Verdict::Leave(reason), body: body_to_send(body, None), late: None },
+        };
+        self.concluded(answer, timer)
+    }
+
+    fn concluded(&self, mut answer: Answer, timer: Timer<'_>) -> Answer {
+        if let Verdict::Leave(leave) = answer.verdict {
+            answer.verdict = self.left(leave);
         }
-        self.metrics.observe_decision(started.elapsed());
+        let timings = timer.concluded();
+        if let Verdict::Route(routed) = &mut answer.verdict {
+            routed.decision.timings = timings;
+        }
         self.count(&answer.verdict);
         answer
     }
 
-    async fn answer(&self, head: &RequestHead, body: &[u8]) -> Answer {
-        let leave = |leave| Answer { verdict: Verdict::Leave(leave), body: body_to_send(body, None), late: None };
-        let (target, request) = match self.timed(Stage::Parse, || self.read(head, body)) {
-            Ok(read) => read,
-            Err(reason) => return leave(reason),
-        };
+    /// What becomes of a request for which we pick nobody.
+    fn left(&self, leave: Leave) -> Verdict {
+        if self.has_fallback { Verdict::Leave(leave) } else { Verdict::Refuse(Refusal::NoPick(leave)) }
+    }
+
+    /// All that a pick rests on. Changes nothing of what later decisions rest on.
+    async fn consider(&self, head: &RequestHead, body: &[u8], timer: &mut Timer<'_>) -> Result<Considered, Leave> {
+        let (target, request) = timer.timed(Stage::Parse, || self.read(head, body))?;
         let endpoints = target.pool.endpoints.borrow().clone();
         if !endpoints.synced {
-            return leave(Leave::NotSynced);
+            return Err(Leave::NotSynced);
         }
         let (mut lookup, late) = match request {
-            Some(request) => self.look_into(&target, &endpoints, head, request).await,
+            Some(request) => self.look_into(&target, &endpoints, head, request, timer).await,
             None => (Err(Fallback::UnreadableBody), None),
         };
         // The set may have changed while the tokens were under way, and who has left must not be picked.
@@ -243,7 +168,20 @@ impl Router {
                 |id| endpoints.endpoints.iter().any(|endpoint| endpoint.id == id && endpoint.ranks.count() > 1);
             lookup.matches.retain(|found| found.rank.map_or_else(|| !has_ranks(found.endpoint), |found| found == rank));
         }
-        let verdict = self.route(&target, &endpoints, head, &lookup);
+        Ok(Considered { target, endpoints, lookup, late })
+    }
+
+    /// Picks, and changes the request if its engine should make a report.
+    fn send(
+        &self,
+        head: &RequestHead,
+        body: &[u8],
+        considered: Considered,
+        random: &mut fastrand::Rng,
+        timer: &mut Timer<'_>,
+    ) -> Answer {
+        let verdict = timer.timed(Stage::Pick, || self.route(head, &considered, random));
+        let Considered { target, lookup, late, .. } = considered;
         let extended = if target.follows_events() { self.extend(&verdict, &lookup, body) } else { None };
         Answer { verdict, body: body_to_send(body, extended), late }
     }
@@ -280,29 +218,37 @@ impl Router {
         endpoints: &EndpointSet,
         head: &RequestHead,
         request: LlmRequest,
+        timer: &mut Timer<'_>,
     ) -> (Result<Lookup, Fallback>, Option<Late>) {
-        let (asked, late) = self.ask(target, endpoints, head, request.prompt).await;
+        let (asked, late) = self.ask(target, endpoints, head, request.prompt, timer).await;
         let lookup = asked.map(|(mut tokens, space)| {
             if let (Some(truncation), Space::Model) = (request.truncation, space) {
                 truncation.apply(&mut Arc::make_mut(&mut tokens).ids);
             }
             let scope = scope(target, request.cache_salt, &tokens);
-            self.look_up(&Question { target, tokens: &tokens, space, scope: &scope })
+            self.look_up(&Question { target, tokens: &tokens, space, scope: &scope }, timer)
         });
         (lookup, late)
     }
 
     /// The prompt's tokens.
-    async fn ask(&self, target: &Target, endpoints: &EndpointSet, head: &RequestHead, prompt: Prompt) -> AskedFor {
+    async fn ask(
+        &self,
+        target: &Target,
+        endpoints: &EndpointSet,
+        head: &RequestHead,
+        prompt: Prompt,
+        timer: &mut Timer<'_>,
+    ) -> AskedFor {
         let question = match prompt {
             Prompt::Text(question) => question,
             Prompt::Tokens(ids) => return (Ok((Arc::new(Tokens { ids, ..Tokens::default() }), Space::Model)), None),
             Prompt::Opaque(opaque) => return (Err(Fallback::Opaque(opaque.as_str())), None),
         };
-        let started = Instant::now();
         let targets = |remote: &RemoteTokenizer| self.whom_to_ask(target, endpoints, head, remote);
-        let Asked { tokens, late } = target.pool.tokenizer.tokens(question, targets).await;
-        self.metrics.observe_stage(Stage::Tokenize, started.elapsed());
+        let asking = target.pool.tokenizer.tokens(question, targets);
+        let why_failed = |asked: &Asked| asked.tokens.as_ref().err().map(|error| error.as_str());
+        let Asked { tokens, late } = timer.timed_wait(Stage::Tokenize, asking, why_failed).await;
         let tokens = tokens.map_err(|error| {
             debug!(model = %target.pool.model, %error, "no tokens, picking by load");
             Fallback::Tokenizer(error.as_str())
@@ -323,49 +269,41 @@ impl Router {
         }
         let is_allowed = |endpoint: &Endpoint| head.allows(&endpoint.address) && remote.may_ask(endpoint.address);
         let may_be_asked = candidates(endpoints, &[], target.servers(endpoints, is_allowed), self.now());
-        let picked = pick(&may_be_asked, &mut fastrand::Rng::new());
+        let picked = pick(&may_be_asked.all, &mut fastrand::Rng::new());
         Targets {
             first: picked.as_ref().map(|pick| pick.endpoint.address),
             hedge: picked.and_then(|pick| pick.alternate).map(|endpoint| endpoint.address),
         }
     }
 
-    fn route(
-        &self,
-        target: &Target,
-        endpoints: &EndpointSet,
-        head: &RequestHead,
-        lookup: &Result<Lookup, Fallback>,
-    ) -> Verdict {
-        let started = Instant::now();
+    /// The best endpoint for the request; none where there is nobody. Changes nothing.
+    fn choose(&self, head: &RequestHead, considered: &Considered, random: &mut fastrand::Rng) -> Option<Choice> {
+        let Considered { target, endpoints, lookup, .. } = considered;
         let matches = lookup.as_ref().map_or(&[][..], |lookup| &lookup.matches);
         let is_allowed = target.servers(endpoints, |endpoint| head.allows(&endpoint.address));
-        let now = self.now();
-        let Some(pick) = pick(&candidates(endpoints, matches, is_allowed, now), &mut fastrand::Rng::new()) else {
-            let is_empty = endpoints.endpoints.is_empty();
-            return Verdict::Refuse(if is_empty { Refusal::NoEndpoint } else { Refusal::EmptySubset });
-        };
-        let in_flight = InFlight::new(pick.endpoint.clone(), now);
-        let promise = |lookup: &Lookup| lookup.promise(&target.pool, &pick.endpoint, now);
-        let promised = lookup.as_ref().map(promise).unwrap_or_default();
-        self.metrics.observe_stage(Stage::Pick, started.elapsed());
-        let steered_rank = if head.rank.is_none() { steered_rank(&pick) } else { None };
-        let decision = decision(&target.pool.model, pick, lookup);
-        Verdict::Route(Box::new(Routed { decision, in_flight, promised, pool: target.pool.clone(), steered_rank }))
+        choose(&candidates(endpoints, matches, is_allowed, self.now()), random)
     }
 
-    fn timed<T>(&self, stage: Stage, step: impl FnOnce() -> T) -> T {
-        let started = Instant::now();
-        let value = step();
-        self.metrics.observe_stage(stage, started.elapsed());
-        value
+    /// Picks, and from then on counts the request for its endpoint.
+    fn route(&self, head: &RequestHead, considered: &Considered, random: &mut fastrand::Rng) -> Verdict {
+        let Some(choice) = self.choose(head, considered, random) else {
+            return Verdict::Refuse(considered.refusal());
+        };
+        let now = self.now();
+        let Considered { target, lookup, .. } = considered;
+        let in_flight = InFlight::new(choice.pick.endpoint.clone(), now);
+        let promise = |lookup: &Lookup| lookup.promise(&target.pool, &choice.pick.endpoint, now);
+        let promised = lookup.as_ref().map(promise).unwrap_or_default();
+        let steered_rank = if head.rank.is_none() { steered_rank(&choice.pick) } else { None };
+        let decision = decision(target, choice, lookup);
+        Verdict::Route(Box::new(Routed { decision, in_flight, promised, pool: target.pool.clone(), steered_rank }))
     }
 
     fn count(&self, verdict: &Verdict) {
         match verdict {
             Verdict::Route(routed) => {
-                let Decision { model, pick, outcome, prompt_tokens } = &routed.decision;
-                self.metrics.count_decision(model, outcome);
+                let Decision { model, policy, pick, outcome, prompt_tokens, .. } = &routed.decision;
+                self.metrics.count_decision(model, outcome, *policy);
                 self.metrics.count_tokens(model, u64::from(*prompt_tokens), u64::from(pick.matched_tokens));
                 if let Outcome::Fallback(fallback) = outcome {
                     self.metrics.count_fallback(fallback.as_str());
@@ -397,16 +335,29 @@ fn scope(target: &Target, cache_salt: Option<String>, tokens: &Tokens) -> Scope 
     }
 }
 
-fn decision(model: &Arc<str>, pick: Pick, lookup: &Result<Lookup, Fallback>) -> Decision {
-    let (outcome, prompt_tokens) = match lookup {
-        Err(fallback) => (Outcome::Fallback(*fallback), 0),
-        Ok(lookup) if pick.matched_tokens == 0 => (Outcome::NoMatch, lookup.prompt_tokens),
+fn decision(target: &Target, choice: Choice, lookup: &Result<Lookup, Fallback>) -> Decision {
+    let Choice { pick, policy, standings, n_candidates, n_avoided } = choice;
+    let outcome = match lookup {
+        Err(fallback) => Outcome::Fallback(*fallback),
+        Ok(_) if pick.matched_tokens == 0 => Outcome::NoMatch,
         Ok(lookup) => match lookup.basis {
-            Basis::Events => (Outcome::PrefixMatch, lookup.prompt_tokens),
-            Basis::Picks => (Outcome::LearnedMatch, lookup.prompt_tokens),
+            Basis::Events => Outcome::PrefixMatch,
+            Basis::Picks => Outcome::LearnedMatch,
         },
     };
-    Decision { model: model.clone(), pick, outcome, prompt_tokens }
+    Decision {
+        model: target.pool.model.clone(),
+        requested: target.requested.clone(),
+        policy,
+        pick,
+        outcome,
+        prompt_tokens: lookup.as_ref().map_or(0, |lookup| lookup.prompt_tokens),
+        prompt_blocks: lookup.as_ref().map_or(0, Lookup::n_blocks),
+        n_candidates,
+        n_avoided,
+        standings,
+        timings: Timings::default(),
+    }
 }
 
 #[cfg(test)]

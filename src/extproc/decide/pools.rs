@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::super::report::Reports;
+use super::super::rollout::Switch;
 use super::Leave;
 use crate::request::ReadOptions;
 use crate::routing::endpoint::{Endpoint, EndpointId, EndpointSet, Listing};
@@ -36,6 +37,8 @@ pub struct Pool {
     pub sync: bool,
     /// What the endpoints were given by our own picks: the index where no engine has announced anything.
     pub learned: Promises,
+    /// Whether Envoy follows the picks.
+    pub rollout: Switch,
 }
 
 impl Pool {
@@ -57,6 +60,8 @@ impl Pool {
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) pool: Arc<Pool>,
+    /// The name by which it was found.
+    pub(super) requested: Arc<str>,
     pub(super) adapter: Option<Adapter>,
 }
 
@@ -70,8 +75,8 @@ pub(super) enum Adapter {
 }
 
 impl Target {
-    fn base(pool: &Arc<Pool>) -> Self {
-        Self { pool: pool.clone(), adapter: None }
+    fn base(pool: &Arc<Pool>, requested: Arc<str>) -> Self {
+        Self { pool: pool.clone(), requested, adapter: None }
     }
 
     /// Whether the engines' events can tell where the prompt's blocks are.
@@ -142,14 +147,15 @@ impl Pools {
     pub fn add(&mut self, pool: &Arc<Pool>, aliases: &[String], is_default: bool) {
         self.all.push(pool.clone());
         for name in aliases.iter().map(String::as_str).chain([&*pool.model]) {
-            self.by_name.insert(name.to_owned(), Target::base(pool));
+            self.by_name.insert(name.to_owned(), Target::base(pool, name.into()));
         }
         for (adapter_idx, (name, _)) in pool.adapters.iter().enumerate() {
-            let target = Target { pool: pool.clone(), adapter: Some(Adapter::Configured(adapter_idx)) };
+            let target =
+                Target { pool: pool.clone(), requested: name.clone(), adapter: Some(Adapter::Configured(adapter_idx)) };
             self.by_name.insert(name.to_string(), target);
         }
         if is_default {
-            self.default = Some(Target::base(pool));
+            self.default = Some(Target::base(pool, pool.model.clone()));
         }
     }
 
@@ -166,13 +172,14 @@ impl Pools {
 
     /// The only model that there is.
     pub(super) fn only(&self) -> Option<Target> {
-        if let [pool] = &self.all[..] { Some(Target::base(pool)) } else { None }
+        if let [pool] = &self.all[..] { Some(Target::base(pool, pool.model.clone())) } else { None }
     }
 
     /// An adapter that nobody configured, in the first pool of which an endpoint lists it.
     fn listed(&self, name: &str) -> Option<Target> {
         let lists = |endpoint: &Arc<Endpoint>| endpoint.adapters.listing(name) == Listing::Listed;
         let pool = self.all.iter().find(|pool| pool.endpoints.borrow().endpoints.iter().any(lists))?;
-        Some(Target { pool: pool.clone(), adapter: Some(Adapter::Listed(name.into())) })
+        let name: Arc<str> = name.into();
+        Some(Target { pool: pool.clone(), requested: name.clone(), adapter: Some(Adapter::Listed(name)) })
     }
 }

@@ -2,6 +2,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::*;
+use crate::extproc::rollout::Switch;
 use crate::request::ReadOptions;
 use crate::routing::endpoint::{EndpointId, SourceKnowledge};
 use crate::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm};
@@ -39,6 +40,7 @@ impl Fixture {
             endpoints: watch::channel(Arc::new(set)).1,
             sync,
             learned: Promises::new(PromiseLimits::LEARNED),
+            rollout: Switch::default(),
         });
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
         let mut pools = Pools::default();

@@ -7,9 +7,10 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
-use super::{Metrics, ModelLabels, add};
+use super::catalog::Catalog;
+use super::labels::{DISCOVERY_CHANGE, DISCOVERY_REASON, MODEL};
+use super::{Metrics, ModelLabels};
 
 /// Registered with the others, in [`Metrics`].
 #[derive(Debug)]
@@ -39,22 +40,35 @@ struct ChangeLabels {
 pub type DiscoveryChanges = [(&'static str, usize); 3];
 
 impl Instruments {
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    pub(super) fn register(catalog: &mut Catalog) -> Self {
+        let c = catalog;
         Self {
-            endpoints: add(registry, "endpoints", "Endpoints that discovery currently lists"),
-            synced: add(registry, "discovery_synced", "Whether the pool has been listed at least once"),
-            listings: add(registry, "discovery_listings", "Listings of the pool, and changes of them, that were taken"),
-            errors: add(registry, "discovery_errors", "Failures of discovery, which leave the endpoints as they were"),
-            changes: add(registry, "discovery_changes", "Endpoints that came, left, or publish elsewhere"),
-            wrong_hints: add(
-                registry,
+            endpoints: c.add("endpoints", "Endpoints that discovery currently lists", &[MODEL]),
+            synced: c.add("discovery_synced", "Whether the pool has been listed at least once", &[MODEL]),
+            listings: c.add(
+                "discovery_listings",
+                "Listings of the pool, and changes of them, that were taken",
+                &[MODEL],
+            ),
+            errors: c.add(
+                "discovery_errors",
+                "Failures of discovery, which leave the endpoints as they were",
+                &[MODEL, DISCOVERY_REASON],
+            ),
+            changes: c.add(
+                "discovery_changes",
+                "Endpoints that came, left, or publish elsewhere",
+                &[MODEL, DISCOVERY_CHANGE],
+            ),
+            wrong_hints: c.add(
                 "discovery_wrong_hints",
                 "Labels and annotations of pods that cannot be, and in whose place a default was taken",
+                &[MODEL],
             ),
-            last_success: add(
-                registry,
+            last_success: c.add(
                 "discovery_last_success_timestamp_seconds",
                 "When the endpoints were last known to be as their source says, in Unix time; absent for static ones",
+                &[MODEL],
             ),
         }
     }

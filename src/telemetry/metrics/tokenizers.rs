@@ -1,12 +1,13 @@
 //! Series of the models' tokenizers, read from them at each scrape.
 
-use std::fmt;
 use std::sync::Arc;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
-
-use super::rows::{Rows, counter, encode_count, gauge};
+use super::Metrics;
+use super::catalog::Kind;
+use super::labels::{
+    BREAKER_STATE, CACHE_RESULT, CALL_REASON, CALL_RESULT, COMPARISON_RESULT, CONVERSATION_RESULT, Label, MODEL,
+};
+use super::rows::{Read, ReadRows, Row, Series, model_only};
 
 /// A model's tokenizer at the time of a scrape; counts are since the start.
 #[derive(Clone, Debug, Default)]
@@ -35,89 +36,60 @@ pub struct TokenizerRow {
     pub conversations: Vec<(&'static str, u64)>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ModelLabels {
-    model: Arc<str>,
-}
+impl Row for TokenizerRow {
+    const LABELS: &'static [Label] = &[MODEL];
+    const SERIES: &'static [Series<Self>] = &[
+        Series::counter_by(
+            "tokenizer_cache",
+            "Prompts that were looked for among those whose tokens are remembered",
+            CACHE_RESULT,
+            |row| vec![("hit", row.n_cache_hits), ("miss", row.n_cache_misses)],
+        ),
+        Series::counter_by(
+            "tokenizer_comparisons",
+            "Prompts tokenized both by the engines and by the local tokenizer",
+            COMPARISON_RESULT,
+            |row| vec![("equal", row.n_equal), ("different", row.n_different)],
+        ),
+        Series::counter_by(
+            "tokenizer_calls",
+            "Calls to the engines for tokens, and what became of them",
+            CALL_RESULT,
+            |row| row.calls.clone(),
+        ),
+        Series::counter_by(
+            "tokenizer_conversations",
+            "Prompts of the local tokenizer, by what the conversation cache did",
+            CONVERSATION_RESULT,
+            |row| row.conversations.clone(),
+        ),
+        Series::counter_by("tokenizer_failures", "Failed questions to engines, by reason", CALL_REASON, |row| {
+            row.failures.clone()
+        }),
+        Series::gauge_by("tokenizer_endpoints", "Endpoints asked for tokens, by breaker state", BREAKER_STATE, |row| {
+            row.breakers.clone()
+        }),
+        Series::gauge("tokenizer_cache_bytes", "Memory of the prompts' tokens remembered", |row| row.cache_bytes),
+        Series {
+            name: "tokenizer_trusted",
+            help: "Whether the local tokenizer speaks for the engines; absent where that is not a question",
+            kind: Kind::Gauge,
+            read: Read::Maybe(|row| row.is_trusted.map(u64::from)),
+        },
+    ];
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabels {
-    model: Arc<str>,
-    result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    model: Arc<str>,
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    model: Arc<str>,
-    state: &'static str,
-}
-
-impl TokenizerRow {
-    fn labels(&self) -> ModelLabels {
-        ModelLabels { model: self.model.clone() }
+    fn label_values(&self) -> Vec<String> {
+        model_only(&self.model)
     }
-
-    fn result(&self, result: &'static str) -> ResultLabels {
-        ResultLabels { model: self.model.clone(), result }
-    }
 }
 
-/// Name, description and values of a counter with the label `result`.
-type ResultSeries = (&'static str, &'static str, fn(&TokenizerRow) -> Vec<(&'static str, u64)>);
-
-const RESULTS: [ResultSeries; 4] = [
-    ("tokenizer_cache", "Prompts that were looked for among those whose tokens are remembered", |row| {
-        vec![("hit", row.n_cache_hits), ("miss", row.n_cache_misses)]
-    }),
-    ("tokenizer_comparisons", "Prompts tokenized both by the engines and by the local tokenizer", |row| {
-        vec![("equal", row.n_equal), ("different", row.n_different)]
-    }),
-    ("tokenizer_calls", "Calls to the engines for tokens, and what became of them", |row| row.calls.clone()),
-    ("tokenizer_conversations", "Prompts of the local tokenizer, by what the conversation cache did", |row| {
-        row.conversations.clone()
-    }),
-];
-
-impl Collector for Rows<TokenizerRow> {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let rows = self.read();
-        for (name, help, values) in RESULTS {
-            let mut results = counter(&mut encoder, name, help)?;
-            for row in &rows {
-                for (result, n) in values(row) {
-                    encode_count(&mut results.encode_family(&row.result(result))?, n)?;
-                }
-            }
-        }
-        let mut failures = counter(&mut encoder, "tokenizer_failures", "Failed questions to engines, by reason")?;
-        for row in &rows {
-            for (reason, n) in &row.failures {
-                let labels = ReasonLabels { model: row.model.clone(), reason };
-                encode_count(&mut failures.encode_family(&labels)?, *n)?;
-            }
-        }
-        let mut breakers = gauge(&mut encoder, "tokenizer_endpoints", "Endpoints asked for tokens, by breaker state")?;
-        for row in &rows {
-            for (state, n) in &row.breakers {
-                let labels = StateLabels { model: row.model.clone(), state };
-                breakers.encode_family(&labels)?.encode_gauge(n)?;
-            }
-        }
-        let mut bytes = gauge(&mut encoder, "tokenizer_cache_bytes", "Memory of the prompts' tokens remembered")?;
-        for row in &rows {
-            bytes.encode_family(&row.labels())?.encode_gauge(&row.cache_bytes)?;
-        }
-        let help = "Whether the local tokenizer speaks for the engines; absent where that is not a question";
-        let mut trusted = gauge(&mut encoder, "tokenizer_trusted", help)?;
-        for (row, is_trusted) in rows.iter().filter_map(|row| Some((row, row.is_trusted?))) {
-            trusted.encode_family(&row.labels())?.encode_gauge(&u64::from(is_trusted))?;
-        }
-        Ok(())
+impl Metrics {
+    /// Lets each scrape read the models' tokenizers.
+    ///
+    /// # Panics
+    ///
+    /// When called twice.
+    pub fn set_tokenizer_collector(&self, read: ReadRows<TokenizerRow>) {
+        self.tokenizers.set(read);
     }
 }

@@ -143,8 +143,8 @@ mod tests {
     fn difference_of_two_samples_tells_what_happened_between_them() {
         let metrics = |matched: u32, open: u32, within: u32| {
             sample(&format!(
-                "warmroute_decisions_total{{model=\"m\",outcome=\"prefix_match\"}} {matched}\n\
-                 warmroute_decisions_total{{model=\"m\",outcome=\"fallback\"}} {open}\n\
+                "warmroute_decisions_total{{model=\"m\",outcome=\"prefix_match\",policy=\"prefix_cache\"}} {matched}\n\
+                 warmroute_decisions_total{{model=\"m\",outcome=\"fallback\",policy=\"least_request\"}} {open}\n\
                  warmroute_fallbacks_total{{reason=\"tokenizer_open\"}} {open}\n\
                  warmroute_decision_duration_seconds_bucket{{le=\"0.1\"}} {within}\n\
                  warmroute_decision_duration_seconds_bucket{{le=\"0.00002\"}} 0\n\

@@ -65,6 +65,26 @@ fn router_takes_every_configuration_that_the_chart_writes() {
     }
 }
 
+#[test]
+#[ignore = "needs the Kubernetes tools: cargo e2e tools"]
+fn what_routers_notice_themselves_replaces_no_pod() {
+    let helm = Helm::get();
+    let pods = |settings: &[&str]| {
+        let objects = helm.template(&set("static"), settings).unwrap();
+        let template = object(&objects, "Deployment", FULLNAME)["spec"]["template"].clone();
+        (template, configuration(&objects, FULLNAME))
+    };
+    let (before, configured) = pods(&[]);
+    for setting in ["config.rollout.mode=off", "config.models[0].rollout.percent=5", "config.log.filter=debug"] {
+        let (after, reconfigured) = pods(&[setting]);
+        assert!(before == after && configured != reconfigured, "{setting}");
+    }
+    assert_ne!(pods(&["config.shutdown.grace=20s"]).0, before, "others take effect at a start");
+    let mounts = before["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| mount["name"] == "config").unwrap();
+    assert!(mount["subPath"].is_null(), "the kubelet never changes what is mounted by subPath: {mount}");
+}
+
 /// Paths of all settings below `value`, lists as if they had one item; `null`s included.
 fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
     match value {

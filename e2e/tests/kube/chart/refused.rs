@@ -3,7 +3,7 @@
 use super::helm::{Helm, set};
 
 /// What the schema refuses: settings, and what the message has.
-const BY_SCHEMA: [(&[&str], &[&str]); 19] = [
+const BY_SCHEMA: [(&[&str], &[&str]); 20] = [
     (&["replica=3"], &["additional properties 'replica' not allowed"]),
     (&["config.limit.x=1"], &["/config", "additional properties 'limit' not allowed"]),
     (&["config.selection.body_mode=streamed"], &["/config/selection/body_mode", "'buffered', 'full_duplex_streamed'"]),
@@ -17,6 +17,7 @@ const BY_SCHEMA: [(&[&str], &[&str]); 19] = [
     (&["config.models[0].discovery.consul.name=x"], &["/config/models/0/discovery", "'consul' not allowed"]),
     (&["config.models[0].discovery.static[0].address=localhost:8000"], &["/static/0/address", "pattern"]),
     (&["config.models[0].discovery.static[0].ranks=0"], &["/static/0/ranks", "got 0"]),
+    (&["config.rollout.mode=dark"], &["/config/rollout/mode", "'active', 'shadow', 'off'"]),
     (&["image.digest=latest"], &["/image/digest", "does not match pattern"]),
     (
         &["envoySidecar.service.type=ExternalName"],
@@ -29,7 +30,7 @@ const BY_SCHEMA: [(&[&str], &[&str]); 19] = [
 ];
 
 /// What the templates refuse, since it is wrong only together.
-const BY_TEMPLATES: [(&str, &[&str], &str); 28] = [
+const BY_TEMPLATES: [(&str, &[&str], &str); 30] = [
     ("static", &["json:config.models=[]"], "config.models: found nothing, expected at least one model"),
     (
         "static",
@@ -66,6 +67,16 @@ const BY_TEMPLATES: [(&str, &[&str], &str); 28] = [
         "static",
         &["config.selection.header=target-pod"],
         "config.selection.header: found target-pod, expected a name that begins with x-",
+    ),
+    (
+        "original_dst",
+        &["config.rollout.mode=off"],
+        "config.rollout: found off, expected active for all requests, since Envoy cannot pick by itself",
+    ),
+    (
+        "original_dst",
+        &["config.models[0].rollout.percent=0"],
+        "config.rollout: found 0 percent, expected active for all requests",
     ),
     ("static", &["resources.limits.memory=2Gi"], "resources.limits.memory: found 2Gi, expected at least 2684354560"),
     (

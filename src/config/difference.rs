@@ -1,0 +1,107 @@
+//! In which settings two configurations differ.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::Config;
+
+/// Paths of settings, as faults show them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Those that may change while the router runs.
+    pub live: Vec<String>,
+    /// Those that take effect at a start.
+    pub at_start: Vec<String>,
+}
+
+impl Config {
+    /// The settings of `other` that are not as here. Values are not shown: an address may be nobody's business.
+    pub fn difference(&self, other: &Self) -> Difference {
+        let tree = |config: &Self| serde_json::to_value(config).expect("a configuration has only text keys");
+        let mut paths = BTreeSet::new();
+        compare(Some(&tree(self)), Some(&tree(other)), "", &mut paths);
+        let (live, at_start) = paths.into_iter().partition(|path| is_live(path));
+        Difference { live, at_start }
+    }
+
+    /// Takes from `other` what may change while the router runs; models are matched by their names.
+    pub fn take_live(&mut self, other: &Self) {
+        self.rollout = other.rollout.clone();
+        self.log.filter.clone_from(&other.log.filter);
+        for model in &mut self.models {
+            if let Some(new) = other.models.iter().find(|new| new.name == model.name) {
+                model.rollout = new.rollout;
+            }
+        }
+    }
+}
+
+fn is_live(path: &str) -> bool {
+    let of_model = path.strip_prefix("models[").and_then(|rest| rest.split_once("].")).map(|(_, rest)| rest);
+    path == "log.filter" || of_model.unwrap_or(path).starts_with("rollout.")
+}
+
+/// Collects the paths of the values that differ; what only one side has is named by itself and not by its parts.
+fn compare(old: Option<&Value>, new: Option<&Value>, path: &str, paths: &mut BTreeSet<String>) {
+    match (old, new) {
+        (Some(Value::Object(old)), Some(Value::Object(new))) => {
+            for name in old.keys().chain(new.keys()) {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                compare(old.get(name), new.get(name), &path, paths);
+            }
+        }
+        (Some(Value::Array(old)), Some(Value::Array(new))) => {
+            for idx in 0..old.len().max(new.len()) {
+                compare(old.get(idx), new.get(idx), &format!("{path}[{idx}]"), paths);
+            }
+        }
+        (old, new) if old == new => {}
+        _ => drop(paths.insert(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extproc::rollout::Mode;
+
+    fn parse(yaml: &str) -> Config {
+        Config::parse(yaml, []).expect("valid")
+    }
+
+    fn model(name: &str, settings: &str) -> String {
+        format!("{{name: {name}, {settings}discovery: {{static: [{{address: 1.1.1.1:1}}]}}}}")
+    }
+
+    fn difference(old: &str, new: &str) -> (Vec<String>, Vec<String>) {
+        let Difference { live, at_start } = parse(old).difference(&parse(new));
+        (live, at_start)
+    }
+
+    #[test]
+    fn settings_that_may_change_are_told_from_the_others() {
+        let old = format!("models: [{}]", model("m", ""));
+        assert_eq!(difference(&old, &old), (vec![], vec![]));
+        let new = format!(
+            "rollout: {{mode: shadow, record: {{path: /tmp/r}}}}\nlog: {{filter: debug, format: json}}\n\
+             limits: {{body_bytes: 2048}}\nmodels: [{}, {}]",
+            model("m", "aliases: [n], rollout: {percent: 5}, "),
+            model("o", "")
+        );
+        let (live, at_start) = difference(&old, &new);
+        assert_eq!(live, ["log.filter", "models[0].rollout.percent", "rollout.mode", "rollout.record.path"]);
+        assert_eq!(at_start, ["limits.body_bytes", "log.format", "models[0].aliases[0]", "models[1]"]);
+    }
+
+    #[test]
+    fn what_may_change_is_taken_by_name_and_nothing_else_is() {
+        let mut config = parse(&format!("models: [{}, {}]", model("m", ""), model("n", "")));
+        let (n, m) = (model("n", "rollout: {mode: off}, "), model("m", "aliases: [x], "));
+        let new = parse(&format!("log: {{filter: warn, format: json}}\nrollout: {{mode: shadow}}\nmodels: [{n}, {m}]"));
+        config.take_live(&new);
+        assert_eq!((config.rollout.mode, config.log.filter.as_str()), (Mode::Shadow, "warn"));
+        assert_eq!((config.models[0].rollout.mode, config.models[1].rollout.mode), (Mode::Active, Mode::Off));
+        assert!(config.models[0].aliases.is_empty() && config.log.format == crate::telemetry::LogFormat::Text);
+    }
+}

@@ -1,0 +1,77 @@
+//! How long the steps of a decision take, and their spans.
+
+use std::time::{Duration, Instant};
+
+use crate::routing::pick::Timings;
+use crate::telemetry::metrics::{Metrics, Stage};
+use crate::telemetry::trace::StageSpan;
+
+/// Times the steps of one decision, for the instruments and for the decision itself.
+#[derive(Debug)]
+pub(super) struct Timer<'a> {
+    /// None in a dry run, which is not counted.
+    metrics: Option<&'a Metrics>,
+    started: Instant,
+    timings: Timings,
+}
+
+impl<'a> Timer<'a> {
+    /// Starts now, and tells the instruments of every step.
+    pub(super) fn counting(metrics: &'a Metrics) -> Self {
+        Self { metrics: Some(metrics), ..Self::silent() }
+    }
+
+    /// Starts now, and tells nobody.
+    pub(super) fn silent() -> Self {
+        Self { metrics: None, started: Instant::now(), timings: Timings::default() }
+    }
+
+    /// Takes a step.
+    pub(super) fn timed<T>(&mut self, stage: Stage, step: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let value = StageSpan::open(stage).within(step);
+        self.note(stage, started.elapsed());
+        value
+    }
+
+    /// Takes a step that waits; `failure` names what went wrong in it, if something did.
+    pub(super) async fn timed_wait<T>(
+        &mut self,
+        stage: Stage,
+        step: impl Future<Output = T>,
+        failure: impl FnOnce(&T) -> Option<&'static str>,
+    ) -> T {
+        let started = Instant::now();
+        let span = StageSpan::open(stage);
+        let value = span.during(step).await;
+        if let Some(reason) = failure(&value) {
+            span.failed(reason);
+        }
+        self.note(stage, started.elapsed());
+        value
+    }
+
+    /// The decision is made.
+    pub(super) fn concluded(mut self) -> Timings {
+        self.timings.total = self.started.elapsed();
+        if let Some(metrics) = self.metrics {
+            metrics.observe_decision(self.timings.total);
+        }
+        self.timings
+    }
+
+    fn note(&mut self, stage: Stage, elapsed: Duration) {
+        let timing = match stage {
+            Stage::Parse => &mut self.timings.parse,
+            Stage::Tokenize => &mut self.timings.tokenize,
+            Stage::Hash => &mut self.timings.hash,
+            Stage::Lookup => &mut self.timings.lookup,
+            Stage::Pick => &mut self.timings.pick,
+        };
+        // Hashing and looking up are done once for each keyspace.
+        *timing += elapsed;
+        if let Some(metrics) = self.metrics {
+            metrics.observe_stage(stage, elapsed);
+        }
+    }
+}

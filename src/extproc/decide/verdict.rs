@@ -1,0 +1,124 @@
+//! What may become of a request.
+
+use std::sync::Arc;
+
+use super::Pool;
+use crate::routing::endpoint::Endpoint;
+use crate::routing::index::Promised;
+use crate::routing::load::{InFlight, Millis};
+use crate::routing::pick::Decision;
+use crate::tokenizer::Late;
+
+/// What becomes of a request.
+pub struct Answer {
+    /// Where it goes.
+    pub verdict: Verdict,
+    /// Its body, if that is not the client's.
+    pub body: Option<Vec<u8>>,
+    /// What may still be learned for later requests while this one is on its way.
+    pub late: Option<Late>,
+}
+
+/// The answer to "where does this request go?".
+#[derive(Debug)]
+pub enum Verdict {
+    /// To an endpoint of ours.
+    Route(Box<Routed>),
+    /// Wherever Envoy's own policy sends it.
+    Leave(Leave),
+    /// Nowhere: there is no endpoint.
+    Refuse(Refusal),
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub struct Routed {
+    /// The decision.
+    pub decision: Decision,
+    /// Counts the request for its endpoint, from the moment of the pick.
+    pub in_flight: InFlight,
+    /// The blocks that the endpoint is going to hold, by keyspace; none where it holds them, or where they are not
+    /// known.
+    pub promised: Vec<Promised>,
+    /// The pool it was picked from.
+    pub pool: Arc<Pool>,
+    /// The data-parallel rank that the engine is told to use.
+    pub steered_rank: Option<u32>,
+}
+
+impl Routed {
+    /// Another endpoint served the request.
+    pub fn served_by(&mut self, server: Arc<Endpoint>, now: Millis) {
+        self.promised.iter_mut().for_each(|promised| promised.move_to(&server, now));
+        self.in_flight.move_to(server);
+    }
+
+    /// Nobody computes anything for the request.
+    pub fn void(&mut self) {
+        self.promised.drain(..).for_each(Promised::void);
+    }
+
+    /// The request has ended.
+    pub fn end(self, now: Millis) {
+        self.promised.into_iter().for_each(|promised| promised.end(now));
+    }
+}
+
+/// Why a request is left to Envoy's own policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// The request names no model and there is no default pool.
+    NoModel,
+    /// The request names a model that is not configured.
+    UnknownModel,
+    /// Discovery has not listed the pool yet.
+    NotSynced,
+    /// The body is too large to be read, there are several models, and the name does not stand in the beginning.
+    ModelBeyondLimit,
+}
+
+impl Leave {
+    /// Name in metrics, spans and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoModel => "no_model",
+            Self::UnknownModel => "unknown_model",
+            Self::NotSynced => "not_synced",
+            Self::ModelBeyondLimit => "model_beyond_limit",
+        }
+    }
+}
+
+/// Why a request cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The pool is known and empty.
+    NoEndpoint,
+    /// The gateway allows only endpoints that the pool does not have.
+    EmptySubset,
+    /// We pick nobody, and Envoy has nobody to fall back to.
+    NoPick(Leave),
+}
+
+impl Refusal {
+    /// Name in metrics, spans, logs and the answer's `code`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::EmptySubset => "empty_subset",
+            Self::NoPick(leave) => leave.as_str(),
+        }
+    }
+
+    /// Sentence for the client.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no endpoint serves this model at the moment",
+            Self::EmptySubset => "none of the endpoints that the gateway allows serves this model",
+            Self::NoPick(Leave::NoModel) => "the request names no model, and none is the default",
+            Self::NoPick(Leave::UnknownModel) => "the request names a model that nobody here serves",
+            Self::NoPick(Leave::NotSynced) => "the endpoints of this model are not known yet",
+            Self::NoPick(Leave::ModelBeyondLimit) => "the request is too large for its model's name to be found",
+        }
+    }
+}

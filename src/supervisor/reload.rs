@@ -1,0 +1,191 @@
+//! The configuration is looked at again while the router runs: at an interval, and upon SIGHUP.
+//!
+//! The whole file is read and compared each time, for the reasons of [`crate::discovery::file`]: a ConfigMap changes by
+//! the swap of a symlink. What is found is parsed whole, as at a start. A file with faults changes nothing and is named
+//! once with all of them. Of a good one, what may change at run time does, for requests that come from then on; streams
+//! that are open go on as they began. What else differs is named once, and waits for the next start.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::{self, Config, ConfigFile, ReadError};
+use crate::discovery::outage::error_chain;
+use crate::extproc::decide::Router;
+use crate::extproc::rollout::Mode;
+use crate::record;
+use crate::telemetry::LogFilter;
+use crate::telemetry::metrics::{self, Metrics};
+
+/// A file that has changed is looked at again after so long: half of a file may be a configuration, too.
+const SETTLED: Duration = Duration::from_millis(50);
+
+/// Where a running configuration came from.
+#[derive(Clone, Debug)]
+pub struct ConfigText {
+    /// The file.
+    pub file: ConfigFile,
+    /// What stood in it.
+    pub text: String,
+}
+
+/// What may change at run time.
+pub(super) struct Live {
+    pub(super) router: Arc<Router>,
+    pub(super) log_filter: LogFilter,
+    pub(super) record: watch::Sender<record::Config>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Live {
+    /// Makes the rollout of `config` hold.
+    pub(super) fn roll_out(&self, config: &Config) {
+        let of = |model: &config::Model| model.rollout.under(config.rollout.mode);
+        for model in &config.models {
+            let rollout = of(model);
+            let modes = Mode::ALL.map(|mode| (mode.as_str(), mode == rollout.mode));
+            self.metrics.set_rollout(&model.name, modes, rollout.percent.get());
+        }
+        self.router.roll_out(|name| config.models.iter().find(|model| &*model.name == name).map(of));
+        self.metrics.set_config_hash(config.hash());
+    }
+
+    fn set(&self, config: &Config) {
+        self.roll_out(config);
+        self.record.send_if_modified(|record| {
+            let new = config.rollout.record.config();
+            let is_other = *record != new;
+            *record = new;
+            is_other
+        });
+        if let Err(error) = self.log_filter.set(&config.log.filter) {
+            warn!(error = error_chain(&error), "the log filter cannot be changed");
+        }
+    }
+}
+
+/// The background task.
+pub(super) struct Reload {
+    /// What is in force: the settings of the start, with those that have changed since.
+    in_force: Config,
+    file: ConfigFile,
+    /// The text that was looked at last; none after it could not be read.
+    seen: Option<String>,
+    live: Live,
+}
+
+/// Why the file is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Interval,
+    /// Someone wants to know, also of what is known already.
+    Signal,
+}
+
+impl Reload {
+    pub(super) fn new(config: &Config, ConfigText { file, text }: ConfigText, live: Live) -> Self {
+        Self { in_force: config.clone(), file, seen: Some(text), live }
+    }
+
+    /// Looks until `shutdown`.
+    ///
+    /// # Errors
+    /// None.
+    pub(super) async fn run(mut self, mut hangup: Signal, shutdown: CancellationToken) -> Result<(), Infallible> {
+        let watching = async {
+            loop {
+                let reason = tokio::select! {
+                    () = pause(self.in_force.rollout.reload.0) => Reason::Interval,
+                    _ = hangup.recv() => Reason::Signal,
+                };
+                self.look(reason).await;
+            }
+        };
+        let _: Option<Infallible> = shutdown.run_until_cancelled(watching).await;
+        Ok(())
+    }
+
+    async fn look(&mut self, reason: Reason) {
+        let text = match self.read().await {
+            Ok(text) => text,
+            Err(error) => return self.unreadable(&error, reason),
+        };
+        let is_known = self.seen.as_ref() == Some(&text);
+        if is_known && reason == Reason::Interval {
+            return;
+        }
+        if !is_known {
+            tokio::time::sleep(SETTLED).await;
+            // What is still being written is looked at next time, upon a signal as well.
+            if self.read().await.ok().as_ref() != Some(&text) && reason == Reason::Interval {
+                return;
+            }
+        }
+        self.take(text);
+    }
+
+    /// On the runtime's blocking threads: a file system may hang.
+    async fn read(&self) -> Result<String, ReadError> {
+        let file = self.file.clone();
+        let panicked = |panic| ReadError { path: self.file.path().to_owned(), source: std::io::Error::other(panic) };
+        tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|panic| Err(panicked(panic)))
+    }
+
+    fn unreadable(&mut self, error: &ReadError, reason: Reason) {
+        if self.seen.take().is_some() || reason == Reason::Signal {
+            let error = error_chain(error);
+            warn!(error, "the configuration cannot be read again, the one in force stays");
+            self.live.metrics.count_reload(metrics::Reload::Unreadable);
+        }
+    }
+
+    fn take(&mut self, text: String) {
+        let result = match self.file.parse(&text) {
+            Ok(config) => self.apply(&config),
+            Err(error) => {
+                refuse(self.file.path(), &error);
+                metrics::Reload::Refused
+            }
+        };
+        self.seen = Some(text);
+        self.live.metrics.count_reload(result);
+    }
+
+    fn apply(&mut self, config: &Config) -> metrics::Reload {
+        let difference = self.in_force.difference(config);
+        self.in_force.take_live(config);
+        // Also when nothing differs: the key of the record may be another one in the same file.
+        self.live.set(&self.in_force);
+        let (live, waiting) = (difference.live.join(", "), difference.at_start.join(", "));
+        if !live.is_empty() {
+            info!(settings = live, hash = self.in_force.hash(), "the configuration has changed");
+        }
+        if !waiting.is_empty() {
+            warn!(settings = waiting, "settings have changed that take effect at the next start");
+            return metrics::Reload::RestartNeeded;
+        }
+        if live.is_empty() { metrics::Reload::UnchangedSettings } else { metrics::Reload::Applied }
+    }
+}
+
+fn refuse(path: &Path, error: &config::Error) {
+    let faults = match error {
+        config::Error::Faults(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        config::Error::Yaml(_) => error.to_string(),
+    };
+    warn!(path = %path.display(), faults, "the configuration cannot be used, the one in force stays");
+}
+
+/// Without an interval only a signal ends the wait.
+async fn pause(interval: Duration) {
+    if interval.is_zero() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(interval).await;
+}

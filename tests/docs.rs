@@ -1,0 +1,192 @@
+//! Holds the documentation against what it speaks of: links lead somewhere, each alert has its runbook, metrics that
+//! are named exist, and the log lines of the event plane are listed.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ALERTS: &str = "charts/warmroute/files/alerts.yaml";
+const RUNBOOKS: &str = "docs/runbooks";
+const HEADINGS: [&str; 5] = ["## Symptom", "## Meaning", "## Commands", "## Fix", "## Over"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Files with this extension below `dir`, which is relative to the root as they are.
+fn files(dir: &str, extension: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root().join(dir)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{dir}/{}", entry.file_name().into_string().unwrap());
+        if entry.path().is_dir() {
+            found.extend(files(&path, extension));
+        } else if Path::new(&path).extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn pages() -> Vec<String> {
+    let mut pages = vec!["README.md".to_owned(), "charts/warmroute/README.md".to_owned()];
+    pages.extend(files("docs", "md"));
+    pages
+}
+
+/// The text outside of code blocks, and of code within lines.
+fn prose(markdown: &str) -> String {
+    let blocks = markdown.split("```").step_by(2);
+    blocks.map(|block| block.split('`').step_by(2).collect::<Vec<_>>().join("code")).collect()
+}
+
+/// Where the links of a page lead.
+fn links(markdown: &str) -> Vec<String> {
+    let prose = prose(markdown);
+    let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.map(str::to_owned).collect()
+}
+
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(markdown: &str) -> BTreeSet<String> {
+    let anchor = |heading: &str| {
+        let is_kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+        let text: String = heading.trim_start_matches('#').trim().to_lowercase().chars().filter(is_kept).collect();
+        text.replace(' ', "-")
+    };
+    markdown.lines().filter(|line| line.starts_with('#')).map(anchor).collect()
+}
+
+#[test]
+fn links_lead_to_files_and_headings_that_are_there() {
+    let mut dead = Vec::new();
+    let mut n_links = 0;
+    for page in pages() {
+        let text = read(&page);
+        for link in links(&text).iter().filter(|link| !link.contains("://")) {
+            n_links += 1;
+            let (file, anchor) = link.split_once('#').map_or((link.as_str(), None), |(file, part)| (file, Some(part)));
+            let dir = root().join(&page).parent().unwrap().to_owned();
+            let target = if file.is_empty() { root().join(&page) } else { dir.join(file) };
+            let is_there = match (target.exists(), anchor) {
+                (false, _) => false,
+                (true, None) => true,
+                (true, Some(anchor)) => anchors(&fs::read_to_string(&target).unwrap()).contains(anchor),
+            };
+            if !is_there {
+                dead.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "links that lead nowhere: {dead:#?}");
+    assert!(n_links > 50, "only {n_links} links are found: the search is broken");
+}
+
+#[test]
+fn links_and_anchors_are_found_in_markdown() {
+    let page = "[a](b.md#c) `[x](y)` \n```\n[d](e)\n```\n[f](g.md)";
+    assert_eq!(links(page), ["b.md#c", "g.md"]);
+    assert!(
+        anchors("## Rollout, step by step\n### `x.y`")
+            .is_superset(&BTreeSet::from(["rollout-step-by-step".to_owned()]))
+    );
+}
+
+/// Names of the alerts, with the runbook each names, if any.
+fn alerts() -> Vec<(String, Option<String>)> {
+    let mut alerts: Vec<(String, Option<String>)> = Vec::new();
+    for line in read(ALERTS).lines() {
+        if let Some(name) = line.trim_start().strip_prefix("- alert: ") {
+            alerts.push((name.trim().to_owned(), None));
+        } else if let Some((_, url)) = line.split_once("runbook_url: ") {
+            alerts.last_mut().unwrap().1 = Some(url.trim().trim_matches('"').to_owned());
+        }
+    }
+    alerts
+}
+
+#[test]
+fn each_alert_has_its_runbook_and_each_runbook_its_alert() {
+    let index = read(&format!("{RUNBOOKS}/README.md"));
+    let alerts = alerts();
+    assert!(!alerts.is_empty(), "{ALERTS} has no alerts, as far as this test can see");
+    for (alert, url) in &alerts {
+        let row = index.lines().find(|line| line.starts_with(&format!("| `{alert}` |")));
+        let row = row.unwrap_or_else(|| panic!("{alert} is not in {RUNBOOKS}/README.md"));
+        let slug = links(row).first().cloned().unwrap_or_else(|| panic!("{alert} has no page: {row}"));
+        assert!(read(&format!("{RUNBOOKS}/{slug}")).contains(&format!("`{alert}`")), "{slug} is not about {alert}");
+        if let Some(url) = url {
+            assert!(url.ends_with(&format!("{RUNBOOKS}/{slug}")), "{alert}: {url}, expected …/{RUNBOOKS}/{slug}");
+        }
+    }
+    let listed: BTreeSet<String> = links(&index).into_iter().collect();
+    for page in files(RUNBOOKS, "md") {
+        let name = page.rsplit('/').next().unwrap();
+        assert!(name == "README.md" || listed.contains(name), "{page} is not in the index");
+    }
+}
+
+#[test]
+fn each_runbook_has_its_parts_in_order() {
+    for page in files(RUNBOOKS, "md").iter().filter(|page| !page.ends_with("README.md")) {
+        let text = read(page);
+        let headings: Vec<&str> = text.lines().filter(|line| line.starts_with("## ")).collect();
+        assert_eq!(headings, HEADINGS, "{page}");
+        let commands = text.split_once("## Commands").unwrap().1.split_once("## Fix").unwrap().0;
+        assert!(commands.contains("```"), "{page} has nothing to type");
+    }
+}
+
+/// The metrics of ours that a text names.
+fn metrics(text: &str) -> BTreeSet<&str> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split(|c| !is_part(c));
+    words.filter(|word| word.starts_with("warmroute_") && *word != "warmroute_" && !word.ends_with('_')).collect()
+}
+
+#[test]
+fn metrics_that_the_pages_name_are_in_the_reference() {
+    const REFERENCE: &str = "docs/metrics.md";
+    let known = read(REFERENCE);
+    let known = metrics(&known);
+    let is_known = |name: &str| {
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        known.contains(name) || of_histogram.is_some_and(|name| known.contains(name))
+    };
+    let mut unknown = BTreeSet::new();
+    for page in pages().iter().filter(|page| *page != REFERENCE) {
+        let text = read(page);
+        unknown.extend(metrics(&text).into_iter().filter(|name| !is_known(name)).map(|name| format!("{page}: {name}")));
+    }
+    assert!(unknown.is_empty(), "metrics that are not in {REFERENCE}: {unknown:#?}");
+}
+
+#[test]
+fn log_lines_of_the_event_plane_are_listed() {
+    let page = read("docs/operations.md");
+    let mut n_lines = 0;
+    for dir in ["src/events", "src/snapshots", "src/supervisor", "src/discovery"] {
+        for file in files(dir, "rs") {
+            let source = read(&file);
+            let code = source.split("#[cfg(test)]").next().unwrap();
+            for literal in code.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(literals) {
+                // What is put in changes.
+                let fixed = literal.split('{').next().unwrap().trim_end();
+                assert!(page.contains(fixed), "{file}: {literal:?} is not in docs/operations.md");
+                n_lines += 1;
+            }
+        }
+    }
+    assert!(n_lines > 40, "only {n_lines} lines are found: the search is broken");
+}
+
+/// The texts in a line of source that speak of KV events.
+fn literals(line: &str) -> Vec<&str> {
+    line.split('"').skip(1).step_by(2).filter(|text| text.contains("KV event")).collect()
+}
