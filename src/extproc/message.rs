@@ -107,6 +107,9 @@ impl Modes {
 /// `entrypoints/generate/base/serving.py`; what is no number is ignored there).
 pub const RANK_HEADER: &str = "x-data-parallel-rank";
 
+/// Header that names a request, to which Envoy gives one where the client does not, before any filter sees it.
+const REQUEST_ID_HEADER: &str = "x-request-id";
+
 /// What the request headers step tells.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestHead {
@@ -116,6 +119,8 @@ pub struct RequestHead {
     pub subset: Option<Vec<SocketAddr>>,
     /// The data-parallel rank that the client has chosen.
     pub rank: Option<u32>,
+    /// `x-request-id`, as Envoy or its client gave it.
+    pub request_id: Option<String>,
 }
 
 impl RequestHead {
@@ -123,7 +128,12 @@ impl RequestHead {
     pub fn of(headers: &HttpHeaders, metadata: Option<&Metadata>) -> Self {
         let value = |name| headers.headers.as_ref().and_then(|map| header(map, name));
         let rank = value(RANK_HEADER).and_then(|rank| rank.trim().parse().ok());
-        Self { path: value(":path").unwrap_or_default(), subset: metadata.and_then(subset), rank }
+        Self {
+            path: value(":path").unwrap_or_default(),
+            subset: metadata.and_then(subset),
+            rank,
+            request_id: value(REQUEST_ID_HEADER).filter(|id| !id.is_empty()),
+        }
     }
 
     /// Whether the gateway allows the request, and what it says, at an endpoint.

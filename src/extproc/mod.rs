@@ -42,7 +42,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{Instrument, debug, error, warn};
 
-use self::decide::{Answer, Routed, Router, Verdict};
+use self::decide::{Answer, Routed, Router, Shadowed, Verdict};
 use self::held::Room;
 use self::message::{BodyMode, Modes, Served};
 use self::reply::{Replies, Selection};
@@ -175,12 +175,14 @@ impl ExternalProcessor for Processor {
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Self::ProcessStream>, Status> {
         let span = request_span(request.metadata());
+        let state = StreamState::new(self.settings.clone());
         let session = Session {
             inbound: request.into_inner(),
-            state: StreamState::new(self.settings.clone()),
+            state: if self.router.is_off() { state.unread() } else { state },
             router: self.router.clone(),
             shutdown: self.shutdown.clone(),
             routed: None,
+            shadowed: None,
             late: None,
             _counted: self.router.metrics().open_stream(),
             _tracked: self.streams.token(),
@@ -197,6 +199,8 @@ struct Session {
     router: Arc<Router>,
     shutdown: CancellationToken,
     routed: Option<Box<Routed>>,
+    /// Instead of that, where Envoy does not follow.
+    shadowed: Option<Box<Shadowed>>,
     /// What may still be learned for later requests; ends with the stream.
     late: Option<Late>,
     _counted: StreamInFlight,
@@ -294,6 +298,10 @@ impl Session {
                 self.note_decision(&routed.decision);
                 self.routed = Some(routed);
             }
+            Verdict::Shadow(shadowed) => {
+                self.note_decision(&shadowed.decision);
+                self.shadowed = Some(shadowed);
+            }
             Verdict::Leave(leave) => self.note_undecided("left_to_envoy", leave.as_str()),
             Verdict::Refuse(refusal) => self.note_undecided("refused", refusal.as_str()),
         }
@@ -323,6 +331,9 @@ impl Session {
             self.span.record(attribute::ENDPOINT_SERVED, tracing::field::display(address));
         }
         self.span.record(attribute::ATTEMPTS, served.n_attempts.map(i64::from));
+        if let Some(shadowed) = &mut self.shadowed {
+            shadowed.served(served, self.router.now(), self.router.metrics());
+        }
         let Some(routed) = &mut self.routed else { return };
         let (settled, is_newly_avoided) = settle(routed, served, self.router.now());
         self.count_settled(settled, is_newly_avoided, served);
@@ -353,6 +364,9 @@ impl Drop for Session {
     fn drop(&mut self) {
         if let Some(routed) = self.routed.take() {
             routed.end(self.router.now());
+        }
+        if let Some(shadowed) = self.shadowed.take() {
+            shadowed.end(self.router.now(), self.router.metrics());
         }
     }
 }

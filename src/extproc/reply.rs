@@ -99,7 +99,7 @@ impl Replies {
     pub fn verdict(&self, step: RequestStep, verdict: &Verdict) -> ProcessingResponse {
         match verdict {
             Verdict::Route(routed) => self.route(step, routed),
-            Verdict::Leave(_) => self.pass(step),
+            Verdict::Shadow(_) | Verdict::Leave(_) => self.pass(step),
             Verdict::Refuse(refusal) => refuse(*refusal),
         }
     }

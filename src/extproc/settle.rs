@@ -38,10 +38,8 @@ pub fn settle(routed: &mut Routed, served: &Served, now: Millis) -> (Settled, bo
         return (settled, false);
     }
     let is_newly_avoided = picked.load.failed(picked_at, now);
-    let server = served.address.filter(|address| *address != picked.address).and_then(|address| {
-        let endpoints = routed.pool.endpoints.borrow();
-        endpoints.endpoints.iter().find(|endpoint| endpoint.address == address).cloned()
-    });
+    let other = served.address.filter(|address| *address != picked.address);
+    let server = other.and_then(|address| routed.pool.endpoint_at(address));
     let is_known = served.address == Some(picked.address) || server.is_some();
     if let Some(server) = server {
         if cannot_serve(served.status) {
@@ -75,7 +73,7 @@ fn judge(picked: &Endpoint, served: &Served) -> Settled {
 }
 
 /// Statuses by which a proxy or an engine says that it is not able to serve at the moment.
-fn cannot_serve(status: u16) -> bool {
+pub(super) fn cannot_serve(status: u16) -> bool {
     matches!(status, 502..=504)
 }
 

@@ -65,6 +65,8 @@ pub struct StreamState {
     /// As the first message told them.
     modes: Option<Modes>,
     phase: Phase,
+    /// Whether the request's body is passed on as it comes, in full duplex.
+    is_unread: bool,
     /// What is to be sent before the next message is taken.
     echo: Option<Echo>,
     /// Whether the last of the response has come.
@@ -107,7 +109,13 @@ enum Owed {
 impl StreamState {
     /// A stream on which nothing has happened.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, modes: None, phase: Phase::Start, echo: None, has_response_ended: false }
+        Self { settings, modes: None, phase: Phase::Start, is_unread: false, echo: None, has_response_ended: false }
+    }
+
+    /// The same where nobody wants to know the request's body: where the headers wait for it, they do no longer.
+    #[must_use]
+    pub fn unread(self) -> Self {
+        Self { is_unread: true, ..self }
     }
 
     /// How Envoy sends bodies on this stream; none before the first message.
@@ -220,6 +228,9 @@ impl StreamState {
             BodyMode::Buffered | BodyMode::BufferedPartial => {
                 self.phase = Phase::AwaitingBody(head);
                 send(self.settings.replies.pass(RequestStep::Headers))
+            }
+            BodyMode::FullDuplexStreamed if self.is_unread => {
+                self.decide_on(self.nothing_collected(Some(head)), End::Open)
             }
             BodyMode::FullDuplexStreamed => {
                 self.phase = Phase::Collecting(self.nothing_collected(Some(head)));

@@ -64,7 +64,8 @@ pub fn candidates(
     Candidates { all, n_avoided: u32::try_from(n_avoided).unwrap_or(u32::MAX) }
 }
 
-fn candidate(endpoint: &Arc<Endpoint>, matches: &[TokenMatch]) -> Candidate {
+/// An endpoint with the best of `matches` that are its own.
+pub fn candidate(endpoint: &Arc<Endpoint>, matches: &[TokenMatch]) -> Candidate {
     let its_own = || matches.iter().filter(|found| found.endpoint == endpoint.id);
     let promised_tokens = its_own().filter(|found| found.rank.is_none()).map(|found| found.tokens).max();
     let held =

@@ -17,7 +17,7 @@ use crate::fakes::*;
 const LIMIT: usize = 100_000;
 
 /// The first message of a stream whose bodies go both ways.
-fn first(path: &str) -> ProcessingRequest {
+pub(crate) fn first(path: &str) -> ProcessingRequest {
     let mode = BodySendMode::FullDuplexStreamed.into();
     let config = ProtocolConfiguration { request_body_mode: mode, response_body_mode: mode, ..Default::default() };
     ProcessingRequest { protocol_config: Some(config), ..request_headers(path, false) }
@@ -27,7 +27,7 @@ fn body(bytes: &[u8], end_of_stream: bool) -> HttpBody {
     HttpBody { body: bytes.to_vec(), end_of_stream, ..Default::default() }
 }
 
-fn request_piece(bytes: &[u8], end_of_stream: bool) -> ProcessingRequest {
+pub(crate) fn request_piece(bytes: &[u8], end_of_stream: bool) -> ProcessingRequest {
     ProcessingRequest { request: Some(Request::RequestBody(body(bytes, end_of_stream))), ..Default::default() }
 }
 
@@ -48,7 +48,7 @@ fn streamed(body: BodyResponse) -> (Vec<u8>, bool) {
 }
 
 /// What comes back of the request's body, up to its end or `n_bytes`.
-async fn sent_back(stream: &mut EnvoyStream, n_bytes: usize) -> (Vec<u8>, bool) {
+pub(crate) async fn sent_back(stream: &mut EnvoyStream, n_bytes: usize) -> (Vec<u8>, bool) {
     let (mut sent, mut has_ended) = (Vec::new(), false);
     while !has_ended && sent.len() < n_bytes {
         let Some(Response::RequestBody(body)) = stream.next().await.unwrap().unwrap().response else {
@@ -62,7 +62,7 @@ async fn sent_back(stream: &mut EnvoyStream, n_bytes: usize) -> (Vec<u8>, bool) 
 }
 
 /// Sends headers and a body in `n_pieces`; the answer to the headers and what comes back of the body.
-async fn post(stream: &mut EnvoyStream, sent: &[u8], n_pieces: usize) -> (ProcessingResponse, Vec<u8>) {
+pub(crate) async fn post(stream: &mut EnvoyStream, sent: &[u8], n_pieces: usize) -> (ProcessingResponse, Vec<u8>) {
     stream.send(first("/v1/completions"));
     let n_chunks = sent.chunks(sent.len().div_ceil(n_pieces)).len();
     for (idx, piece) in sent.chunks(sent.len().div_ceil(n_pieces)).enumerate() {
@@ -74,7 +74,7 @@ async fn post(stream: &mut EnvoyStream, sent: &[u8], n_pieces: usize) -> (Proces
     (reply, got)
 }
 
-async fn exchange_response(stream: &mut EnvoyStream, bytes: &[u8], is_last: bool) {
+pub(crate) async fn exchange_response(stream: &mut EnvoyStream, bytes: &[u8], is_last: bool) {
     let Some(Response::ResponseBody(body)) = stream.exchange(response_piece(bytes, is_last)).await.response else {
         panic!("expected a piece of the response")
     };

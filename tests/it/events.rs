@@ -145,6 +145,32 @@ fn late_subscriber_learns_everything_through_replay() {
     }
 }
 
+/// An engine has one topic, and who it is follows from where it was dialled: no topic, and no change of it, may cost an
+/// event, whoever it names.
+#[test]
+fn engine_that_is_dialled_is_followed_whatever_its_topic() {
+    let topics = ["", "kv", "kv@127.0.0.9:8000@another-model", "events of the cache, \u{e4}\u{f6}\u{fc}"];
+    let publish = |publisher: &FakePublisher, first| {
+        (first..first + 5).for_each(|number| publisher.publish(stored_prompt(number, 2)));
+    };
+    let start = |topic| Behaviour { topic, ..Behaviour::default() };
+    let mut publisher = FakePublisher::start(start(topics[0]));
+    publish(&publisher, 0);
+    let router = Router::following(&publisher, usual());
+    for (life, topic) in topics.into_iter().enumerate() {
+        let first = life as u32 * 10;
+        router.wait_for("the replayed batches", |router| router.plain(&prompt(first + 4, 2)) == 2);
+        publish(&publisher, first + 5);
+        router.wait_for("the live ones", |router| router.plain(&prompt(first + 9, 2)) == 2);
+        let status = router.status();
+        assert_eq!((status.n_gaps, status.n_generations), (0, life as u64 + 1), "topic {topic:?}: {status:?}");
+        if let Some(next) = topics.get(life + 1) {
+            publisher = publisher.restart(start(next));
+            publish(&publisher, first + 10);
+        }
+    }
+}
+
 #[test]
 fn live_batches_are_applied_and_a_gap_is_healed_from_the_first_missing() {
     let publisher = FakePublisher::start(Behaviour::default());

@@ -27,11 +27,13 @@ pub(crate) struct Behaviour {
     pub(crate) reply_loss: f64,
     /// Most batches that can be replayed.
     pub(crate) buffer: usize,
+    /// `topic` of the engine's `--kv-events-config`.
+    pub(crate) topic: &'static str,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { form: ReplyForm::WithTopic, reply_loss: 0.0, buffer: 10_000 }
+        Self { form: ReplyForm::WithTopic, reply_loss: 0.0, buffer: 10_000, topic: "kv" }
     }
 }
 
@@ -120,7 +122,7 @@ impl Worker {
             match self.commands.try_recv() {
                 Ok(Command::Publish(payload)) => {
                     let seq = (self.batches.len() as u64).to_be_bytes();
-                    self.publisher.send_multipart([&b"kv"[..], &seq, &payload], 0).unwrap();
+                    self.publisher.send_multipart([self.behaviour.topic.as_bytes(), &seq, &payload], 0).unwrap();
                     self.batches.push(payload);
                 }
                 Ok(Command::Lose(payload)) => self.batches.push(payload),
@@ -150,7 +152,7 @@ impl Worker {
         if rng.f64() < self.behaviour.reply_loss {
             return;
         }
-        let topic: &[u8] = if seq == [0xff; 8] { b"" } else { b"kv" };
+        let topic = if seq == [0xff; 8] { "" } else { self.behaviour.topic }.as_bytes();
         let frames = match self.behaviour.form {
             ReplyForm::WithoutTopic => vec![client, b"", seq, payload],
             ReplyForm::WithTopic => vec![client, b"", topic, seq, payload],

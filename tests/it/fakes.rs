@@ -150,6 +150,7 @@ pub(crate) struct FakeRouter {
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) router: Arc<Router>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: tokio::task::JoinHandle<Result<(), extproc::Error>>,
     index: Arc<PrefixIndex>,
@@ -201,9 +202,9 @@ impl FakeRouter {
         let shutdown = CancellationToken::new();
         let config = Config { selection, assumed_mode: BodyMode::Buffered, body_bytes };
         let (ready, is_ready) = watch::channel(false);
-        let server = tokio::spawn(extproc::run(listener, config, router, is_ready, shutdown.clone()));
+        let server = tokio::spawn(extproc::run(listener, config, router.clone(), is_ready, shutdown.clone()));
         let client = ExternalProcessorClient::connect(format!("http://{address}")).await.unwrap();
-        Self { address, endpoints, set, ready, metrics, tokenizer, shutdown, server, index, hasher, client }
+        Self { address, endpoints, set, ready, metrics, tokenizer, router, shutdown, server, index, hasher, client }
     }
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.

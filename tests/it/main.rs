@@ -23,6 +23,7 @@ mod process;
 mod reload;
 mod remote_tokenizer;
 mod report;
+mod rollout;
 mod router;
 mod snapshots;
 mod sources;

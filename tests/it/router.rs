@@ -22,15 +22,15 @@ use crate::fakes::*;
 const PROMPT: &str = "the quick brown fox jumps over the lazy dog";
 
 /// Addresses nobody listens on; nothing asks them.
-fn silent(n: u16) -> Vec<SocketAddr> {
+pub(crate) fn silent(n: u16) -> Vec<SocketAddr> {
     (0..n).map(|i| SocketAddr::from(([127, 0, 0, 1], 1 + i))).collect()
 }
 
-fn both(first: SocketAddr, second: SocketAddr) -> Option<String> {
+pub(crate) fn both(first: SocketAddr, second: SocketAddr) -> Option<String> {
     Some(format!("{first},{second}"))
 }
 
-fn response(status: &str, address: Option<SocketAddr>, n_attempts: f64) -> ProcessingRequest {
+pub(crate) fn response(status: &str, address: Option<SocketAddr>, n_attempts: f64) -> ProcessingRequest {
     let mut fields = HashMap::from([(
         "upstream.request_attempt_count".to_owned(),
         ProtoValue { kind: Some(Kind::NumberValue(n_attempts)) },

@@ -251,7 +251,13 @@ impl Generation {
         let Blocks { tier, hashes, is_announced_again, .. } = *blocks;
         let Some(engine) = self.engine(shared) else { return false };
         let n_refused = match engine.ensure(tier, &shared.index) {
-            Some(slot) if is_announced_again => slot.store_missing(hashes).n_refused,
+            Some(slot) if is_announced_again => {
+                if !shared.settings.reports {
+                    // Nobody asks for reports, so blocks that only seem to be announced again were computed again.
+                    slot.note_stored(hashes);
+                }
+                slot.store_missing(hashes).n_refused
+            }
             Some(slot) => slot.store(hashes).n_refused,
             None => hashes.len() as u32,
         };
@@ -285,6 +291,8 @@ impl Generation {
             let is_held = self.own.as_ref().is_some_and(|own| own.holds(blocks.tier, *hash));
             if !(is_held && blocks.is_announced_again) {
                 self.add_own(blocks.tier, (*hash, key), 1, shared);
+            } else if let Some(own) = self.own.as_mut().filter(|_| !shared.settings.reports) {
+                own.note_stored(blocks.tier, *hash, &shared.index);
             }
             self.resolve(*hash, key, shared);
         }

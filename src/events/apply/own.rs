@@ -61,6 +61,13 @@ impl OwnBlocks {
         self.blocks.iter().map(|(hash, block)| (*hash, block.key, block.copies))
     }
 
+    /// Lets those who watch the block know that the engine stores it.
+    pub(super) fn note_stored(&mut self, tier: Tier, hash: BlockHash, index: &PrefixIndex) {
+        if let (Some(key), Some(slot)) = (self.key_of(hash), self.slots.ensure(tier, index)) {
+            slot.note_stored(&[key]);
+        }
+    }
+
     /// Adds `n_copies` of a block to a tier; false: no room.
     pub(super) fn store(
         &mut self,
@@ -72,6 +79,7 @@ impl OwnBlocks {
         if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.copies[tier as usize] > 0) {
             let copies = &mut block.copies[tier as usize];
             *copies = copies.saturating_add(n_copies);
+            self.note_stored(tier, hash, index);
             return true;
         }
         // A key that the map has cannot change: the hash says what the block is.

@@ -2,9 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::Router;
+use super::lookup::Lookup;
+use super::shadow::Shadowed;
+use super::{Considered, Leave, Refusal, Router, Verdict, decision};
+use crate::extproc::message::RequestHead;
 use crate::extproc::rollout::{Mode, Rollout};
-use crate::record::Recorder;
+use crate::record::{Line, Recorder};
+use crate::routing::pick::{Decision, Fallback};
 
 /// What the configuration says of all pools, and may say otherwise while requests come.
 #[derive(Debug, Default)]
@@ -37,5 +41,40 @@ impl Router {
     /// Whether requests are left to Envoy whatever they are.
     pub fn is_off(&self) -> bool {
         self.rolled_out.is_off.load(Relaxed)
+    }
+
+    /// What is done with a request whose pool is known.
+    pub(super) fn mode_for(&self, head: &RequestHead, considered: &Considered, random: &mut fastrand::Rng) -> Mode {
+        considered.target.pool.rollout.get().mode_for(head.request_id.as_deref(), random)
+    }
+
+    /// Picks and leaves the request to Envoy. That there is nobody to be picked is Envoy's to find out, too.
+    pub(super) fn shadow(&self, head: &RequestHead, considered: Considered, random: &mut fastrand::Rng) -> Verdict {
+        let Some(choice) = self.choose(head, &considered, random) else {
+            return Verdict::Leave(match considered.refusal() {
+                Refusal::EmptySubset => Leave::EmptySubset,
+                Refusal::NoEndpoint | Refusal::NoPick(_) => Leave::NoEndpoint,
+            });
+        };
+        let Considered { target, lookup, .. } = considered;
+        let decision = decision(&target, choice, &lookup);
+        self.record(&decision, &lookup, Mode::Shadow);
+        Verdict::Shadow(Box::new(Shadowed::new(decision, target.pool, lookup.ok(), self.now())))
+    }
+
+    /// Writes the decision down, if its prompt is known and anything is written.
+    pub(super) fn record(&self, decision: &Decision, lookup: &Result<Lookup, Fallback>, mode: Mode) {
+        let (Some(recorder), Ok(lookup)) = (&self.rolled_out.recorder, lookup) else { return };
+        let Some(chain) = lookup.longest() else { return };
+        recorder.note(|| Line {
+            at: self.now(),
+            model: decision.model.clone(),
+            prompt_tokens: decision.prompt_tokens,
+            block_size: chain.block_size.get(),
+            blocks: chain.hashes.clone(),
+            matched_tokens: decision.pick.matched_tokens,
+            endpoint: decision.pick.endpoint.address,
+            mode: mode.as_str(),
+        });
     }
 }

@@ -23,6 +23,7 @@ use crate::tokenizer::{Space, Tokens};
 const LEARNED_BLOCK: u32 = 16;
 
 /// A prompt's tokens and what is known of them.
+#[derive(Debug)]
 pub(super) struct Lookup {
     pub(super) prompt_tokens: u32,
     pub(super) matches: Vec<TokenMatch>,
@@ -41,9 +42,10 @@ pub(super) enum Basis {
 }
 
 /// The blocks of a prompt that an engine could reuse, in one keyspace.
+#[derive(Debug)]
 pub(super) struct Chain {
     pub(super) hashes: Vec<BlockHash>,
-    block_size: BlockSize,
+    pub(super) block_size: BlockSize,
     /// The keyspace; none for the learned index.
     keyspace: Option<Arc<KeyspaceIndex>>,
     /// How many of the blocks endpoints are known to hold.

@@ -7,6 +7,7 @@ mod beginning;
 mod course;
 mod lookup;
 mod pools;
+mod shadow;
 mod timer;
 mod verdict;
 
@@ -18,10 +19,12 @@ use tracing::debug;
 use self::lookup::{Basis, Lookup, Question};
 use self::pools::Target;
 pub use self::pools::{Pool, Pools};
+pub use self::shadow::Shadowed;
 use self::timer::Timer;
 pub use self::verdict::{Answer, Leave, Refusal, Routed, Verdict};
 use super::message::RequestHead;
 use super::report::{Found, body_to_send};
+use super::rollout::Mode;
 use crate::request::{self, Api, LlmRequest, Opened, Prompt};
 use crate::routing::endpoint::{Endpoint, EndpointSet};
 use crate::routing::hash::Scope;
@@ -126,6 +129,7 @@ impl Router {
         let mut timer = Timer::counting(&self.metrics);
         let answer = match self.consider(head, body, &mut timer).await {
             Ok(considered) => self.send(head, body, considered, random, &mut timer),
+            Err(Leave::SwitchedOff) => Answer { verdict: Verdict::Leave(Leave::SwitchedOff), body: None, late: None },
             Err(reason) => Answer { verdict: Verdict::Leave(reason), body: body_to_send(body, None), late: None },
         };
         self.concluded(answer, timer)
@@ -136,8 +140,8 @@ impl Router {
             answer.verdict = self.left(leave);
         }
         let timings = timer.concluded();
-        if let Verdict::Route(routed) = &mut answer.verdict {
-            routed.decision.timings = timings;
+        if let Some(decision) = answer.verdict.decision_mut() {
+            decision.timings = timings;
         }
         self.count(&answer.verdict);
         answer
@@ -176,20 +180,35 @@ impl Router {
         &self,
         head: &RequestHead,
         body: &[u8],
-        considered: Considered,
+        mut considered: Considered,
         random: &mut fastrand::Rng,
         timer: &mut Timer<'_>,
     ) -> Answer {
-        let verdict = timer.timed(Stage::Pick, || self.route(head, &considered, random));
-        let Considered { target, lookup, late, .. } = considered;
-        let extended = if target.follows_events() { self.extend(&verdict, &lookup, body) } else { None };
+        let late = considered.late.take();
+        let (verdict, extended) = match self.mode_for(head, &considered, random) {
+            Mode::Active => {
+                let verdict = timer.timed(Stage::Pick, || self.route(head, &considered, random));
+                let Considered { target, lookup, .. } = considered;
+                let extended = if target.follows_events() { self.extend(&verdict, &lookup, body) } else { None };
+                (verdict, extended)
+            }
+            // No engine is asked for anything on our behalf.
+            Mode::Shadow => (timer.timed(Stage::Pick, || self.shadow(head, considered, random)), None),
+            Mode::Off => (Verdict::Leave(Leave::SwitchedOff), None),
+        };
         Answer { verdict, body: body_to_send(body, extended), late }
     }
 
     /// Whose request it is, and the request, if it can be read.
     fn read(&self, head: &RequestHead, body: &[u8]) -> Result<(Target, Option<LlmRequest>), Leave> {
+        if self.is_off() {
+            return Err(Leave::SwitchedOff);
+        }
         let opened = request::open(Api::of_path(&head.path), body).ok();
         let target = self.pools.find(opened.as_ref().and_then(Opened::model))?;
+        if target.pool.rollout.get().mode == Mode::Off {
+            return Err(Leave::SwitchedOff);
+        }
         let request = opened.map(|opened| opened.read(&target.pool.reading));
         Ok((target, request))
     }
@@ -296,21 +315,25 @@ impl Router {
         let promised = lookup.as_ref().map(promise).unwrap_or_default();
         let steered_rank = if head.rank.is_none() { steered_rank(&choice.pick) } else { None };
         let decision = decision(target, choice, lookup);
+        self.record(&decision, lookup, Mode::Active);
         Verdict::Route(Box::new(Routed { decision, in_flight, promised, pool: target.pool.clone(), steered_rank }))
     }
 
     fn count(&self, verdict: &Verdict) {
         match verdict {
-            Verdict::Route(routed) => {
-                let Decision { model, policy, pick, outcome, prompt_tokens, .. } = &routed.decision;
-                self.metrics.count_decision(model, outcome, *policy);
-                self.metrics.count_tokens(model, u64::from(*prompt_tokens), u64::from(pick.matched_tokens));
-                if let Outcome::Fallback(fallback) = outcome {
-                    self.metrics.count_fallback(fallback.as_str());
-                }
-            }
+            Verdict::Route(routed) => self.count_decision(&routed.decision),
+            Verdict::Shadow(shadowed) => self.count_decision(&shadowed.decision),
             Verdict::Leave(leave) => self.metrics.count_left_to_envoy(leave.as_str()),
             Verdict::Refuse(refusal) => self.metrics.count_immediate_response(refusal.as_str()),
+        }
+    }
+
+    fn count_decision(&self, decision: &Decision) {
+        let Decision { model, policy, pick, outcome, prompt_tokens, .. } = decision;
+        self.metrics.count_decision(model, outcome, *policy);
+        self.metrics.count_tokens(model, u64::from(*prompt_tokens), u64::from(pick.matched_tokens));
+        if let Outcome::Fallback(fallback) = outcome {
+            self.metrics.count_fallback(fallback.as_str());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The models, and what is known of each.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -42,6 +43,12 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// The endpoint with this address, if the pool has it.
+    pub(in super::super) fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
+        let endpoints = self.endpoints.borrow();
+        endpoints.endpoints.iter().find(|endpoint| endpoint.address == address).cloned()
+    }
+
     /// Hashes of a prompt's full blocks in a keyspace of the model; none where they cannot be computed.
     pub(super) fn chain(&self, keyspace: &Keyspace, tokens: &[u32], scope: &Scope) -> Vec<BlockHash> {
         match (&keyspace.kind, &self.hasher) {

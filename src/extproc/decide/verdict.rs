@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Pool;
+use super::{Pool, Shadowed};
 use crate::routing::endpoint::Endpoint;
 use crate::routing::index::Promised;
 use crate::routing::load::{InFlight, Millis};
@@ -24,6 +24,8 @@ pub struct Answer {
 pub enum Verdict {
     /// To an endpoint of ours.
     Route(Box<Routed>),
+    /// Wherever Envoy's own policy sends it, and what we would have said is compared with that.
+    Shadow(Box<Shadowed>),
     /// Wherever Envoy's own policy sends it.
     Leave(Leave),
     /// Nowhere: there is no endpoint.
@@ -75,6 +77,12 @@ pub enum Leave {
     NotSynced,
     /// The body is too large to be read, there are several models, and the name does not stand in the beginning.
     ModelBeyondLimit,
+    /// The router, or the model, is switched off.
+    SwitchedOff,
+    /// In shadow: the pool is known and empty.
+    NoEndpoint,
+    /// In shadow: the gateway allows only endpoints that the pool does not have.
+    EmptySubset,
 }
 
 impl Leave {
@@ -85,6 +93,9 @@ impl Leave {
             Self::UnknownModel => "unknown_model",
             Self::NotSynced => "not_synced",
             Self::ModelBeyondLimit => "model_beyond_limit",
+            Self::SwitchedOff => "switched_off",
+            Self::NoEndpoint => "no_endpoint",
+            Self::EmptySubset => "empty_subset",
         }
     }
 }
@@ -113,8 +124,11 @@ impl Refusal {
     /// Sentence for the client.
     pub fn message(self) -> &'static str {
         match self {
-            Self::NoEndpoint => "no endpoint serves this model at the moment",
-            Self::EmptySubset => "none of the endpoints that the gateway allows serves this model",
+            Self::NoEndpoint | Self::NoPick(Leave::NoEndpoint) => "no endpoint serves this model at the moment",
+            Self::NoPick(Leave::SwitchedOff) => "routing to this model is switched off",
+            Self::EmptySubset | Self::NoPick(Leave::EmptySubset) => {
+                "none of the endpoints that the gateway allows serves this model"
+            }
             Self::NoPick(Leave::NoModel) => "the request names no model, and none is the default",
             Self::NoPick(Leave::UnknownModel) => "the request names a model that nobody here serves",
             Self::NoPick(Leave::NotSynced) => "the endpoints of this model are not known yet",

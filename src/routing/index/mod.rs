@@ -24,6 +24,7 @@ mod holder;
 mod overlaps;
 mod promises;
 mod slots;
+mod watches;
 mod writer;
 
 use std::fmt;
@@ -39,6 +40,7 @@ pub use holder::{Holder, Tier};
 pub use overlaps::{Match, Overlaps};
 pub use promises::{PromiseLimits, Promised, Promises};
 use slots::{Acquired, SlotId, SlotTable};
+pub use watches::{Clock, Prediction, PredictionSums, Seen, Watched, Watches};
 pub use writer::{ContentDigest, SlotWriter, StoreOutcome};
 
 /// One space of comparable block hashes: hashes of two keyspaces never mean the same block.
@@ -233,6 +235,11 @@ impl PrefixIndex {
         self.account.taken()
     }
 
+    /// Most bytes that may be taken.
+    pub fn limit_bytes(&self) -> usize {
+        self.limits.bytes
+    }
+
     /// Number of keyspaces.
     pub fn n_keyspaces(&self) -> usize {
         self.keyspaces.len()
@@ -251,6 +258,8 @@ pub struct KeyspaceIndex {
     slots: SlotTable,
     /// What requests on their way will make endpoints hold; written at each pick and by the sources that store it.
     promises: Promises,
+    /// The requests that tell whether the index is right; written at each pick, read by the sources.
+    watches: Watches,
     limits: IndexLimits,
     account: Account,
 }
@@ -258,7 +267,8 @@ pub struct KeyspaceIndex {
 impl KeyspaceIndex {
     fn new(limits: IndexLimits, account: Account) -> Self {
         let promises = Promises::new(PromiseLimits::SPECULATIVE);
-        Self { blocks: Blocks::new(), slots: SlotTable::new(limits.slots), promises, limits, account }
+        let (slots, watches) = (SlotTable::new(limits.slots), Watches::default());
+        Self { blocks: Blocks::new(), slots, promises, watches, limits, account }
     }
 
     /// A fresh slot for a new generation of a source; none while all slots are taken, or when the keyspace was dropped
@@ -282,9 +292,19 @@ impl KeyspaceIndex {
         &self.promises
     }
 
+    /// Requests by which it is seen whether endpoints hold what they are said to hold.
+    pub fn watches(&self) -> &Watches {
+        &self.watches
+    }
+
     /// Number of distinct blocks.
     pub fn n_blocks(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// Slots in use: one for each tier of each source that has blocks here.
+    pub fn n_slots(&self) -> usize {
+        self.slots.n_live()
     }
 }
 

@@ -96,9 +96,15 @@ impl SlotWriter {
         }
     }
 
-    /// Adds one copy of each block.
+    /// Adds one copy of each block; they are one chain.
     pub fn store(&mut self, hashes: &[BlockHash]) -> StoreOutcome {
+        self.note_stored(hashes);
         self.store_each(hashes, |slot, hash| if slot.add_copies(hash, 1) { Stored::Copy } else { Stored::Refused })
+    }
+
+    /// Lets those who watch the blocks know that the engine stores them, where the index itself does not change.
+    pub fn note_stored(&self, hashes: &[BlockHash]) {
+        self.index.watches.stored(hashes, self.holder);
     }
 
     /// Adds the blocks that are not held yet; the others get no further copy.
