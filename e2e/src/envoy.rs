@@ -65,8 +65,25 @@ impl Envoy {
     /// # Errors
     /// When the example cannot be read, or when Envoy does not accept what was made of it.
     pub async fn start(binary: &Path, dir: &Path, balancing: Balancing, engines: &[SocketAddr]) -> Result<Self> {
+        Self::start_traced(binary, dir, balancing, engines, None).await
+    }
+
+    /// As [`Self::start`], and makes a trace of every request if there is a collector.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_traced(
+        binary: &Path,
+        dir: &Path,
+        balancing: Balancing,
+        engines: &[SocketAddr],
+        collector: Option<SocketAddr>,
+    ) -> Result<Self> {
         let [address, admin] = free_addresses()?;
-        let config = bootstrap(&example(balancing)?, &Ports { address, admin }, balancing, engines)?;
+        let mut config = bootstrap(&example(balancing)?, &Ports { address, admin }, balancing, engines)?;
+        if let Some(collector) = collector {
+            trace_to(&mut config, collector)?;
+        }
         let file = dir.join("envoy.json");
         std::fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
         let mut command = Command::new(binary);
@@ -103,6 +120,10 @@ fn example(balancing: Balancing) -> Result<Value> {
         Balancing::Warmroute(_, Gateway::FullDuplex) => "static-full-duplex.yaml",
         _ => "static-override-host.yaml",
     };
+    read(name)
+}
+
+fn read(name: &str) -> Result<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../envoy").join(name);
     let text = std::fs::read_to_string(&path);
     let text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -139,6 +160,17 @@ fn warmroute(mut config: Value, router: SocketAddr) -> Result<Value> {
     let ext_proc = cluster(&mut config, "ext_proc")?;
     ext_proc["load_assignment"]["endpoints"][0]["lb_endpoints"] = lb_endpoints(&[router]);
     Ok(config)
+}
+
+/// Adds what `envoy/tracing.yaml` says, for every request.
+fn trace_to(config: &mut Value, collector: SocketAddr) -> Result<()> {
+    let mut parts = read("tracing.yaml")?;
+    *at(&mut parts, "/tracing/random_sampling/value")? = json!(100);
+    *at(&mut parts, "/cluster/load_assignment/endpoints/0/lb_endpoints")? = lb_endpoints(&[collector]);
+    at(config, MANAGER)?["tracing"] = parts["tracing"].take();
+    let clusters = at(config, "/static_resources/clusters")?.as_array_mut().context("clusters is not a list")?;
+    clusters.push(parts["cluster"].take());
+    Ok(())
 }
 
 fn plain_policy((name, message): (&str, &str)) -> Value {
@@ -187,6 +219,18 @@ mod tests {
             pods["circuit_breakers"], config["static_resources"]["clusters"][1]["circuit_breakers"],
             "the anchor is resolved"
         );
+    }
+
+    #[test]
+    fn tracing_is_added_as_its_example_says() {
+        let mut config = made(Balancing::LeastRequest);
+        trace_to(&mut config, SocketAddr::from(([127, 0, 0, 1], 9))).unwrap();
+        let tracing = &config.pointer(MANAGER).unwrap()["tracing"];
+        assert_eq!(tracing["random_sampling"]["value"], 100);
+        assert_eq!(tracing["provider"]["typed_config"]["grpc_service"]["envoy_grpc"]["cluster_name"], "otel_collector");
+        let clusters = config["static_resources"]["clusters"].as_array().unwrap();
+        let collector = clusters.iter().find(|cluster| cluster["name"] == "otel_collector").unwrap();
+        assert!(collector["load_assignment"].to_string().contains(r#""port_value":9"#), "{collector}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! - [`sim`] is an engine without a model: vLLM's cache rules, events and HTTP surface; [`engines`] are these or real
 //!   ones.
 //! - [`kube`] builds and runs Kubernetes' API server, Helm and Envoy Gateway.
+//! - [`collector`] is an OpenTelemetry Collector and the spans that it has received.
 //! - [`stack`] is engines, router and Envoy as one value, for tests.
 //! - [`publisher`] is an engine's event publisher alone, to be killed and replaced; [`proxy`] makes the network between
 //!   it and a subscriber bad.
@@ -21,6 +22,7 @@
 pub mod audit;
 pub mod cache;
 pub mod cli;
+pub mod collector;
 pub mod cost;
 pub mod coverage;
 pub mod demo;

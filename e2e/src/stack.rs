@@ -31,6 +31,15 @@ impl Stack {
     /// # Errors
     /// When one cannot be got, built or started.
     pub async fn start(dir: &Path, options: &RouterOptions) -> Result<Self> {
+        Self::start_traced(dir, options, None).await
+    }
+
+    /// As [`Self::start`], and Envoy makes a trace of every request if there is a collector. The router is told of it
+    /// in its options.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_traced(dir: &Path, options: &RouterOptions, collector: Option<SocketAddr>) -> Result<Self> {
         let cache = Cache::from_env()?;
         let (envoy, binary) =
             tokio::task::spawn_blocking(move || Ok::<_, anyhow::Error>((fetch::envoy(&cache)?, router::binary()?)))
@@ -39,7 +48,7 @@ impl Stack {
         let router = Router::start(&binary, dir, options).await?;
         let addresses: Vec<SocketAddr> = options.engines.iter().map(|engine| engine.http).collect();
         let balancing = Balancing::Warmroute(router.extproc(), options.gateway);
-        let envoy = Envoy::start(&envoy, dir, balancing, &addresses).await?;
+        let envoy = Envoy::start_traced(&envoy, dir, balancing, &addresses, collector).await?;
         Ok(Self { envoy, router: Some(router) })
     }
 

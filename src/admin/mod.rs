@@ -2,7 +2,7 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/metrics` | all instruments, OpenMetrics text |
+//! | `/metrics` | all instruments, OpenMetrics text, or the older format for a scraper that names only that |
 //! | `/livez` | 200 while the process serves; depends on nothing else, so that no outage restarts us |
 //! | `/readyz` | 200 when ready, else 503 and one line per reason, from [`health::Readiness`] |
 //! | `/sources` | every event source with what it knows, a JSON list of [`sources::SourceRow`]s |
@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -85,8 +85,19 @@ fn routes(state: AdminState) -> Router {
         .with_state(state)
 }
 
-async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
+async fn metrics(State(state): State<AdminState>, headers: HeaderMap) -> impl IntoResponse {
+    if wants_classic(&headers) {
+        return ([(CONTENT_TYPE, metrics::CLASSIC_CONTENT_TYPE)], state.metrics.encode_classic());
+    }
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], state.metrics.encode())
+}
+
+/// Whether a scraper names the older text format and not the newer one. Who names neither can read the newer.
+fn wants_classic(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let accepted: Vec<&str> = accepted.collect();
+    let names = |format: &str| accepted.iter().any(|value| value.contains(format));
+    names("text/plain") && !names("application/openmetrics-text")
 }
 
 async fn livez() -> &'static str {

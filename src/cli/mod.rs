@@ -1,9 +1,11 @@
 //! The command line.
 
 pub mod decode;
+pub mod doctor;
 pub mod hash;
 mod lines;
 pub mod ready;
+mod sockets;
 pub mod tail;
 
 use std::io::{self, Write};
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Alias, ConfigFile};
+use crate::config::{self, Alias, Config, ConfigFile};
 use crate::supervisor::{self, ConfigText};
 
 /// Exit code for a configuration that cannot be used, as `sysexits`-minded supervisors and the chart expect.
@@ -46,6 +48,8 @@ enum Command {
     },
     /// Ask routers whether they are ready; exit with 1 and their reasons when one is not.
     Ready(ready::Options),
+    /// Look at engines and say what is right, what is wrong and what to change; exit with 1 when something has to.
+    Doctor(doctor::Options),
     /// Compute vLLM's block hashes: JSON lines from standard input to standard output.
     Hash,
     /// Decode vLLM's KV event batches: JSON lines from standard input to standard output.
@@ -78,6 +82,8 @@ enum Error {
     Ready(#[from] ready::Error),
     #[error(transparent)]
     Tail(#[from] tail::Error),
+    #[error(transparent)]
+    Doctor(#[from] doctor::Error),
 }
 
 /// Runs the command that the arguments name.
@@ -86,7 +92,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             report(&error);
-            if matches!(error, Error::Config(_) | Error::ReadConfig(_)) {
+            // Of `doctor` 1 means that something is wrong with an engine, not with how it was asked.
+            if matches!(error, Error::Config(_) | Error::ReadConfig(_) | Error::Doctor(_)) {
                 EXIT_CONFIG.into()
             } else {
                 ExitCode::FAILURE
@@ -99,8 +106,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Serve { config } => serve(&config),
         Command::CheckConfig { config } => {
-            let file = ConfigFile::of_process(&config);
-            let config = file.parse(&file.read()?)?;
+            let config = load(&config)?;
             for Alias { name, setting } in &config.aliases {
                 eprintln!("warmroute: {name} is taken for {setting}: use that");
             }
@@ -113,6 +119,10 @@ fn run(command: Command) -> Result<ExitCode, Error> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Doctor(options) => {
+            let config = options.config.as_deref().map(load).transpose()?;
+            Ok(doctor::run(&options, config.as_ref(), io::stdout())?)
+        }
         Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Decode => decode::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Events(EventsCommand::Tail(options)) => {
@@ -120,6 +130,11 @@ fn run(command: Command) -> Result<ExitCode, Error> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn load(path: &Path) -> Result<Config, Error> {
+    let file = ConfigFile::of_process(path);
+    Ok(file.parse(&file.read()?)?)
 }
 
 fn serve(path: &Path) -> Result<ExitCode, Error> {

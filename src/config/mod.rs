@@ -8,6 +8,7 @@ mod difference;
 mod discovery;
 mod engine;
 mod file;
+mod metrics;
 mod model;
 mod reader;
 mod rollout;
@@ -28,6 +29,8 @@ pub use difference::Difference;
 pub use discovery::{Discovery, Dns, DnsKind, EndpointFile, Kubernetes, Preset, StaticEndpoint, parse_endpoints};
 pub use engine::ModelEvents;
 pub use file::{ConfigFile, ReadError};
+pub use metrics::Metrics;
+use metrics::read_metrics;
 pub use model::{Adapter, BlockHash, Model};
 use model::{check_names, each, read_model};
 pub use reader::Fault;
@@ -58,6 +61,8 @@ pub struct Config {
     pub log: Log,
     /// Traces.
     pub trace: Trace,
+    /// Metrics, besides `/metrics`.
+    pub metrics: Metrics,
     /// What is known of the engines' KV events.
     pub events: Events,
     /// How far Envoy follows the picks.
@@ -202,19 +207,21 @@ impl Config {
 
 /// None only together with a fault.
 fn read_config(root: &Node<'_>) -> Option<Config> {
-    let [listen, selection, envoy, limits, log, trace, events, rollout, readiness, shutdown, models] = root.fields([
-        "listen",
-        "selection",
-        "envoy",
-        "limits",
-        "log",
-        "trace",
-        "events",
-        "rollout",
-        "readiness",
-        "shutdown",
-        "models",
-    ]);
+    let [listen, selection, envoy, limits, log, trace, metrics, events, rollout, readiness, shutdown, models] = root
+        .fields([
+            "listen",
+            "selection",
+            "envoy",
+            "limits",
+            "log",
+            "trace",
+            "metrics",
+            "events",
+            "rollout",
+            "readiness",
+            "shutdown",
+            "models",
+        ]);
     let (selection, envoy) = (read_selection(&selection), read_envoy(&envoy));
     let nodes = models.items();
     if nodes.is_empty() {
@@ -230,6 +237,7 @@ fn read_config(root: &Node<'_>) -> Option<Config> {
         limits: read_limits(&limits),
         log: read_log(&log),
         trace: read_trace(&trace),
+        metrics: read_metrics(&metrics),
         events: read_events(&events)?,
         readiness: read_readiness(&readiness),
         shutdown: read_shutdown(&shutdown),

@@ -66,6 +66,26 @@ pub enum Error {
     TooLarge(usize),
 }
 
+/// What is sent with a question that is not only a path.
+#[derive(Clone, Debug, Default)]
+pub struct Question {
+    /// The body.
+    pub json: Vec<u8>,
+    /// Headers beside those that every question has.
+    pub headers: Vec<(&'static str, String)>,
+}
+
+/// An answer with what stands beside its body.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// HTTP status.
+    pub status: u16,
+    /// The `date` header.
+    pub date: Option<String>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
 impl EngineClient {
     /// A client for engines that are reached as `access` says.
     ///
@@ -115,6 +135,32 @@ impl EngineClient {
         let result = answer.instrument(call.span()).await;
         call.ended(&result);
         result
+    }
+
+    /// The whole answer to a question, whatever its status is, for those who examine a server and not only use it. A
+    /// question with a JSON body is a `POST`, one without a `GET`.
+    ///
+    /// # Errors
+    /// [`Error`], but not for a status. The caller bounds the time.
+    pub async fn examine(
+        &self,
+        target: &Target,
+        path: &str,
+        question: Option<Question>,
+        limit: usize,
+    ) -> Result<Examined, Error> {
+        let request = match question {
+            None => self.request(Method::GET, target, path),
+            Some(Question { json, headers }) => {
+                let request = self.request(Method::POST, target, path).header(header::CONTENT_TYPE, "application/json");
+                headers.iter().fold(request.body(json), |request, (name, value)| request.header(*name, value))
+            }
+        };
+        let request = self.with_key(request).await.build().map_err(Error::Unreachable)?;
+        let response = self.http.execute(request).await.map_err(Error::Unreachable)?;
+        let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+        let status = response.status().as_u16();
+        Ok(Examined { status, date, body: body(response, limit).await? })
     }
 
     fn request(&self, method: Method, target: &Target, path: &str) -> RequestBuilder {

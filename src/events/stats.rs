@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::continuity::{Phase, SeqNo};
+use super::wire::WireError;
 use crate::routing::endpoint::EndpointId;
 use crate::routing::index::{ContentDigest, KeyKinds};
 
@@ -28,7 +29,8 @@ pub enum SourceState {
 }
 
 impl SourceState {
-    const ALL: [Self; 7] = [
+    /// All states.
+    pub const ALL: [Self; 7] = [
         Self::Connecting,
         Self::CatchingUp,
         Self::Live,
@@ -104,6 +106,8 @@ pub struct SourceStatus {
     pub n_replays: u64,
     /// Messages or payloads that could not be decoded.
     pub n_decode_failures: u64,
+    /// The same by what is wrong with them; [`DECODE_FAILURES`] names the positions.
+    pub decode_failures: [u64; DECODE_FAILURES.len()],
     /// Events that are of no use to the index, or that are not understood.
     pub n_skipped: u64,
     /// Blocks refused because the index had no room for them.
@@ -133,7 +137,7 @@ pub(super) struct SourceStats {
     pub(super) n_cleared: Counter,
     pub(super) n_gaps: Counter,
     pub(super) n_replays: Counter,
-    pub(super) n_decode_failures: Counter,
+    decode_failures: [Counter; DECODE_FAILURES.len()],
     pub(super) n_skipped: Counter,
     pub(super) n_refused: Counter,
     pub(super) n_quarantines: Counter,
@@ -153,6 +157,10 @@ pub(super) struct Content {
     pub(super) digest: ContentDigest,
 }
 
+/// What can be wrong with a message: its frames, or its payload ([`WireError::kind`]).
+pub const DECODE_FAILURES: [&str; 8] =
+    ["frames", "truncated", "length", "depth", "unexpected", "missing", "items", "trailing"];
+
 /// A count that only grows.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
@@ -168,6 +176,21 @@ impl Counter {
 }
 
 impl SourceStats {
+    /// Counts a message whose frames are not those of a batch.
+    pub(super) fn count_malformed(&self) {
+        self.decode_failures[0].add(1_u64);
+    }
+
+    /// Counts a payload that is no batch.
+    pub(super) fn count_unreadable(&self, error: &WireError) {
+        let idx = DECODE_FAILURES.iter().position(|kind| *kind == error.kind());
+        self.decode_failures[idx.expect("every kind of error has its place")].add(1_u64);
+    }
+
+    pub(super) fn decode_failures(&self) -> [u64; DECODE_FAILURES.len()] {
+        self.decode_failures.each_ref().map(Counter::get)
+    }
+
     pub(super) fn set_state(&self, state: SourceState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }

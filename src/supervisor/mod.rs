@@ -28,7 +28,7 @@ use crate::admin::sources::{self, ReadSources, SourceDigest};
 use crate::config::{self, Alias, Config};
 use crate::discovery::outage::error_chain;
 use crate::events::socket::{EventPlane, LagObserver};
-use crate::events::stats::SourceStatus;
+use crate::events::stats::{DECODE_FAILURES, SourceStatus};
 use crate::extproc::decide::Router;
 use crate::extproc::reply::Selection;
 use crate::record::Recorder;
@@ -36,7 +36,7 @@ use crate::routing::endpoint::EndpointSet;
 use crate::routing::index::{IndexLimits, PrefixIndex};
 use crate::snapshots::Snapshots;
 use crate::telemetry::LogFilter;
-use crate::telemetry::metrics::{EndpointRow, EventPlaneRow, Metrics, SourceRow};
+use crate::telemetry::metrics::{EndpointRow, EventPlaneRow, IndexRow, Metrics, SourceRow};
 use crate::{discovery, engine, extproc, snapshots, telemetry};
 use endpoints::{BuiltPools, Shared};
 use publisher::Publisher;
@@ -115,7 +115,7 @@ pub async fn run(config: Config, text: ConfigText) -> Result<(), Error> {
         otlp_endpoint: config.trace.otlp_endpoint.clone(),
         sample_ratio: config.trace.sample_ratio,
     })?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(new_metrics(&config));
     metrics.set_span_counts(telemetry.span_counts());
     let result = serve(&config, metrics, text, telemetry.log_filter()).await;
     telemetry.shutdown().await;
@@ -190,6 +190,7 @@ impl Running {
         let mut built = BuiltPools::new(config, &shared)?;
         observe(&metrics, &events, &built.endpoints);
         tokenizers::observe(&metrics, built.tokenizers.clone());
+        observe_index(&metrics, &index, config.limits.index_bytes);
 
         let [shutdown, shutdown_background, shutdown_admin] = std::array::from_fn(|_| CancellationToken::new());
         let [mut tasks, mut background, mut admin] = std::array::from_fn(|_| Tasks::default());
@@ -218,6 +219,9 @@ impl Running {
         background.spawn("reload", Reload::new(config, text, live).run(hangup, shutdown_background.clone()));
         let promising = router.clone();
         metrics.set_promise_collector(Box::new(move || promising.promise_rows()));
+        if let Some(push) = config.metrics.push() {
+            background.spawn("metrics-push", push.run(metrics.clone(), shutdown_background.clone()));
+        }
         background.spawn("sweep", sweep_promises(router.clone(), shutdown_background.clone()));
         let serve = extproc::run(extproc_listener, extproc_config(config), router, readiness.watch(), shutdown.clone());
         tasks.spawn("extproc", serve);
@@ -306,6 +310,19 @@ fn snapshots_config(config: &config::Events) -> snapshots::Config {
     }
 }
 
+fn new_metrics(config: &Config) -> Metrics {
+    if config.metrics.aibrix_names { Metrics::with_aibrix_names() } else { Metrics::new() }
+}
+
+/// Lets a scrape read the index as a whole.
+fn observe_index(metrics: &Metrics, index: &Arc<PrefixIndex>, limit_bytes: usize) {
+    let index = index.clone();
+    metrics.set_index_collector(Box::new(move || {
+        let (n_bytes, n_keyspaces) = (index.n_bytes() as u64, index.n_keyspaces() as u64);
+        vec![IndexRow { n_bytes, limit_bytes: limit_bytes as u64, n_keyspaces }]
+    }));
+}
+
 /// Lets a scrape read what belongs to endpoints and sources from their owners.
 fn observe(metrics: &Metrics, events: &Arc<EventPlane>, pools: &[(Arc<str>, watch::Receiver<Arc<EndpointSet>>)]) {
     let sources = events.clone();
@@ -333,6 +350,7 @@ fn source_row(status: SourceStatus) -> SourceRow {
         rank: status.rank,
         state: status.state.as_str(),
         proved: !status.proved.is_empty(),
+        disproved: !status.disproved.is_empty(),
         n_blocks: status.n_blocks,
         n_batches: status.n_batches,
         n_stored: status.n_stored,
@@ -340,7 +358,7 @@ fn source_row(status: SourceStatus) -> SourceRow {
         n_cleared: status.n_cleared,
         n_gaps: status.n_gaps,
         n_replays: status.n_replays,
-        n_decode_failures: status.n_decode_failures,
+        decode_failures: DECODE_FAILURES.into_iter().zip(status.decode_failures).collect(),
         n_skipped: status.n_skipped,
         n_refused: status.n_refused,
         n_quarantines: status.n_quarantines,

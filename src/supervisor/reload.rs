@@ -25,6 +25,8 @@ use crate::telemetry::metrics::{self, Metrics};
 
 /// A file that has changed is looked at again after so long: half of a file may be a configuration, too.
 const SETTLED: Duration = Duration::from_millis(50);
+/// How often, at most, while it goes on changing.
+const MOST_LOOKS: usize = 20;
 
 /// Where a running configuration came from.
 #[derive(Clone, Debug)]
@@ -116,18 +118,27 @@ impl Reload {
             Ok(text) => text,
             Err(error) => return self.unreadable(&error, reason),
         };
-        let is_known = self.seen.as_ref() == Some(&text);
-        if is_known && reason == Reason::Interval {
-            return;
-        }
-        if !is_known {
-            tokio::time::sleep(SETTLED).await;
-            // What is still being written is looked at next time, upon a signal as well.
-            if self.read().await.ok().as_ref() != Some(&text) && reason == Reason::Interval {
-                return;
+        if self.seen.as_ref() != Some(&text) {
+            match self.settled(text).await {
+                Ok(text) => self.take(text),
+                Err(error) => self.unreadable(&error, reason),
             }
+        } else if reason == Reason::Signal {
+            self.take(text);
         }
-        self.take(text);
+    }
+
+    /// The text once it stays the same, or after a while whatever it is: then nobody is in the middle of writing it.
+    async fn settled(&self, mut text: String) -> Result<String, ReadError> {
+        for _ in 0..MOST_LOOKS {
+            tokio::time::sleep(SETTLED).await;
+            let again = self.read().await?;
+            if again == text {
+                break;
+            }
+            text = again;
+        }
+        Ok(text)
     }
 
     /// On the runtime's blocking threads: a file system may hang.

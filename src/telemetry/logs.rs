@@ -9,11 +9,9 @@
 use std::io::IsTerminal as _;
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::combinator::And;
-use tracing_subscriber::filter::{EnvFilter, FilterExt as _, FilterFn};
+use tracing_subscriber::filter::{EnvFilter, FilterFn};
 use tracing_subscriber::layer::Layer;
-use tracing_subscriber::registry::{LookupSpan, Registry};
-use tracing_subscriber::reload;
+use tracing_subscriber::registry::LookupSpan;
 
 use super::{Error, LogFormat, is_own};
 
@@ -24,39 +22,19 @@ const QUIET: &str = "opentelemetry-otlp=off,opentelemetry_sdk=warn";
 /// Crates that talk to DNS and to Kubernetes' API, and to nobody else.
 const MAY_DEBUG: [&str; 4] = ["hickory_resolver", "hickory_proto", "kube_client", "kube_runtime"];
 
-/// The filter of log lines: what is configured, as far as it may be.
-pub type Filter = And<EnvFilter, FilterFn, Registry>;
-
-/// What is logged, to be changed while the process runs.
-#[derive(Clone, Debug)]
-pub struct LogFilter(reload::Handle<Filter, Registry>);
-
-impl LogFilter {
-    /// Makes `directives` the filter, below what no filter lets through.
-    ///
-    /// # Errors
-    ///
-    /// When they are none.
-    pub fn set(&self, directives: &str) -> Result<(), Error> {
-        self.0.reload(filter(directives)?).map_err(Error::Reload)
-    }
-}
-
-/// The configured filter, and what changes it.
-pub(super) fn changeable(configured: &str) -> Result<(reload::Layer<Filter, Registry>, LogFilter), Error> {
-    let (filter, handle) = reload::Layer::new(filter(configured)?);
-    Ok((filter, LogFilter(handle)))
-}
-
-/// The configured filter, below what no filter lets through.
+/// The configured filter. What it lets through is also bounded by [`bound`].
 ///
 /// # Errors
 ///
 /// When it cannot be parsed.
-pub fn filter(configured: &str) -> Result<Filter, Error> {
-    let env_filter = EnvFilter::try_new(format!("{QUIET},{configured}"))
-        .map_err(|source| Error::LogFilter { found: configured.to_owned(), source })?;
-    Ok(env_filter.and(FilterFn::new(may_be_logged as fn(&Metadata<'_>) -> bool)))
+pub(super) fn filter(configured: &str) -> Result<EnvFilter, Error> {
+    EnvFilter::try_new(format!("{QUIET},{configured}"))
+        .map_err(|source| Error::LogFilter { found: configured.to_owned(), source })
+}
+
+/// What no configured filter lets through.
+pub(super) fn bound() -> FilterFn {
+    FilterFn::new(may_be_logged)
 }
 
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {

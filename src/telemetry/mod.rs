@@ -10,6 +10,7 @@
 pub mod logs;
 pub mod metrics;
 pub mod panics;
+mod service;
 pub mod trace;
 
 use std::str::FromStr;
@@ -17,13 +18,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tracing::{Dispatch, Metadata};
-use tracing_subscriber::filter::{FilterFn, LevelFilter, ParseError};
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, FilterFn, LevelFilter, ParseError};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-pub use logs::LogFilter;
 use trace::export::{Exporting, SpanCounts};
 
 /// How the process logs and where it sends its spans.
@@ -85,8 +85,8 @@ pub enum Error {
     /// The exporter cannot be built, usually because of the endpoint.
     #[error("OTLP exporter cannot be set up, expected an endpoint such as http://collector:4317")]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
-    /// The log filter cannot be changed any more.
-    #[error("the log filter cannot be changed, expected the process's own subscriber to be there")]
+    /// There is no subscriber any more whose filter could be another.
+    #[error("the log filter cannot be changed")]
     Reload(#[source] reload::Error),
     /// Another subscriber is in place.
     #[error("a log subscriber is already set, expected to be the first")]
@@ -98,8 +98,23 @@ pub enum Error {
 #[must_use = "spans that are still queued are lost without shutdown"]
 pub struct Telemetry {
     traces: Option<Exporting>,
-    log_filter: LogFilter,
     span_counts: Arc<SpanCounts>,
+    log_filter: LogFilter,
+}
+
+/// What is logged, to be changed while the process runs.
+#[derive(Clone, Debug)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// Makes `directives` the filter, beside those that keep the exporter's crates quiet.
+    ///
+    /// # Errors
+    ///
+    /// When they are none.
+    pub fn set(&self, directives: &str) -> Result<(), Error> {
+        self.0.reload(logs::filter(directives)?).map_err(Error::Reload)
+    }
 }
 
 /// Sets up logs and traces for the whole process, and how it reports panics.
@@ -128,25 +143,25 @@ pub fn init(config: &Config) -> Result<Telemetry, Error> {
 ///
 /// Outside a tokio runtime, when a collector is configured.
 pub fn build(config: &Config) -> Result<(Telemetry, Dispatch), Error> {
-    let (filter, log_filter) = logs::changeable(&config.log_filter)?;
+    let (filter, handle) = reload::Layer::new(logs::filter(&config.log_filter)?);
     let span_counts = Arc::<SpanCounts>::default();
     let traces = Exporting::start(config, &span_counts)?;
     // The log filter must not decide on spans: each layer has its own.
     let subscriber = Registry::default()
-        .with(logs::layer(config.log_format).with_filter(filter))
+        .with(logs::layer(config.log_format).with_filter(filter.and(logs::bound())))
         .with(traces.as_ref().map(|traces| traces.layer().with_filter(own_spans())));
-    Ok((Telemetry { traces, log_filter, span_counts }, Dispatch::new(subscriber)))
+    Ok((Telemetry { traces, span_counts, log_filter: LogFilter(handle) }, Dispatch::new(subscriber)))
 }
 
 impl Telemetry {
-    /// Changes what is logged.
-    pub fn log_filter(&self) -> LogFilter {
-        self.log_filter.clone()
-    }
-
     /// What becomes of the spans.
     pub fn span_counts(&self) -> Arc<SpanCounts> {
         self.span_counts.clone()
+    }
+
+    /// Changes what is logged.
+    pub fn log_filter(&self) -> LogFilter {
+        self.log_filter.clone()
     }
 
     /// Sends the spans that are queued, for at most [`trace::SHUTDOWN_DEADLINE`].

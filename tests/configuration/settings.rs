@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use warmroute::config::{Config, Error, Fault};
+use warmroute::config::{Config, Difference, Error, Fault};
 
 /// One value of the configuration.
 pub(super) struct Setting {
@@ -64,7 +64,7 @@ pub(super) fn settings() -> Vec<Setting> {
             if settings.iter().all(|setting| setting.path != path) {
                 let default = if given.contains_key(&path) { "(must be given)".to_owned() } else { shown(&default) };
                 let expected = expected(&smallest, &path);
-                let is_reloadable = is_reloadable(&path);
+                let is_reloadable = is_reloadable(&smallest, &path);
                 settings.push(Setting { path, expected, default, is_reloadable });
             }
         }
@@ -80,10 +80,65 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// Whether a change of the file is taken without a restart.
-fn is_reloadable(path: &str) -> bool {
-    let of_model = path.strip_prefix("models[].").unwrap_or(path);
-    path == "log.filter" || of_model.starts_with("rollout.")
+/// What the settings of a model may need beside them.
+const COMPANIONS: [(&str, &str, &str); 2] = [
+    ("models[].tokenizer.kind", "models[].tokenizer.path", "README.md"),
+    ("models[].engine.ca", "models[].engine.scheme", "https"),
+];
+
+/// Whether a change of the file is taken without a restart: what the program says of a file in which the setting has
+/// another value.
+fn is_reloadable(document: &Value, path: &str) -> bool {
+    let concrete = path.replace("[]", "[0]");
+    let is_it = |found: &String| found.starts_with(&concrete) || concrete.starts_with(found.as_str());
+    for other in others() {
+        let mut document_then = document.clone();
+        for (_, companion, value) in COMPANIONS.iter().filter(|(of, ..)| *of == path) {
+            *place(&mut document_then, companion) = json!(value);
+        }
+        let Ok(now) = parse(&document_then).or_else(|_| parse(document)) else { continue };
+        *place(&mut document_then, path) = other;
+        let Ok(then) = parse(&document_then) else { continue };
+        let Difference { live, at_start } = now.difference(&then);
+        if live.iter().any(is_it) || at_start.iter().any(is_it) {
+            return live.iter().any(is_it);
+        }
+    }
+    assert_eq!(path, "models[].engine.ca", "no value is tried that this setting may have and does not have");
+    false
+}
+
+/// Values, of which each setting may have one that is not its default.
+fn others() -> Vec<Value> {
+    let secret = std::env::temp_dir().join(format!("warmroute-settings-{}", std::process::id()));
+    std::fs::write(&secret, "a-secret-of-thirty-two-characters").unwrap();
+    let texts = [
+        "x-other",
+        "m/other",
+        "other.example.",
+        "a=b",
+        "1m",
+        "90ms",
+        "debug",
+        "json",
+        "https",
+        "10.0.0.9:9",
+        "tcp://10.0.0.9:99",
+        "http://other:1",
+        "original_dst",
+        "full_duplex_streamed",
+        "shadow",
+        "xxhash",
+        "render",
+        "auto",
+        "srv",
+        "llm-d",
+        "README.md",
+        secret.to_str().unwrap(),
+    ];
+    let texts = texts.map(|text| json!(text));
+    let others = [json!(true), json!(false), json!(7), json!(0.5), json!(100_000), json!(3_000_000), json!(["other"])];
+    others.into_iter().chain([json!(["http://other:1"])]).chain(texts).collect()
 }
 
 /// All that is no mapping, by path.

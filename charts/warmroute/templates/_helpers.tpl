@@ -110,3 +110,10 @@ annotations:
 {{- $port := regexFind ":[0-9]+/?$" . | trimPrefix ":" | trimSuffix "/" -}}
 {{- if $port -}}{{- $port -}}{{- else -}}{{- hasPrefix "https://" . | ternary 443 80 -}}{{- end -}}
 {{- end -}}
+
+{{/*
+Where the runbooks are that alerts and dashboards link to: below the repository's address where one is named, else as they lie in it.
+*/}}
+{{- define "warmroute.runbooks" -}}
+{{- with .Values.runbooksUrl }}{{ trimSuffix "/" . }}/{{ end }}docs/runbooks
+{{- end }}

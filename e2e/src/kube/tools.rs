@@ -63,6 +63,14 @@ pub fn egctl(cache: &Cache) -> Result<PathBuf> {
     EGCTL.get(cache)
 }
 
+/// The OpenTelemetry Collector, which takes spans over OTLP and writes them to a file.
+///
+/// # Errors
+/// When it can't be built.
+pub fn otelcol(cache: &Cache) -> Result<PathBuf> {
+    OTELCOL.get(cache)
+}
+
 /// A program that is there.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -81,7 +89,7 @@ pub struct Built {
 /// # Errors
 /// When one can't be built.
 pub fn build_all(cache: &Cache, mut report: impl FnMut(&Built)) -> Result<()> {
-    for program in [HELM, ETCD, KUBECTL, KUBE_APISERVER, EGCTL, ENVOY_GATEWAY] {
+    for program in [HELM, ETCD, KUBECTL, KUBE_APISERVER, EGCTL, ENVOY_GATEWAY, OTELCOL] {
         let start = Instant::now();
         let (path, version) = (program.get(cache)?, program.version()?.to_owned());
         report(&Built { name: program.name, version, path, took: start.elapsed() });
@@ -89,11 +97,13 @@ pub fn build_all(cache: &Cache, mut report: impl FnMut(&Built)) -> Result<()> {
     Ok(())
 }
 
-/// One `main` package of a module that is required by one of ours.
+/// One `main` package of a module that is required by one of ours, or our own.
 #[derive(Clone, Copy)]
 struct Program {
     name: &'static str,
     package: &'static str,
+    /// `main.go` of our own module, where that is the package: which parts the program is put together from.
+    source: Option<&'static str>,
     /// The module of the package, whose version is the program's.
     module: &'static str,
     go_mod: &'static str,
@@ -121,6 +131,7 @@ const ENVOY_GATEWAY_STAMPS: &[(&str, Stamp)] =
 const HELM: Program = Program {
     name: "helm",
     package: "helm.sh/helm/v4/cmd/helm",
+    source: None,
     module: "helm.sh/helm/v4",
     go_mod: include_str!("../../tools/helm/go.mod"),
     go_sum: include_str!("../../tools/helm/go.sum"),
@@ -129,6 +140,7 @@ const HELM: Program = Program {
 const ETCD: Program = Program {
     name: "etcd",
     package: "go.etcd.io/etcd/server/v3",
+    source: None,
     module: "go.etcd.io/etcd/server/v3",
     go_mod: include_str!("../../tools/etcd/go.mod"),
     go_sum: include_str!("../../tools/etcd/go.sum"),
@@ -137,6 +149,7 @@ const ETCD: Program = Program {
 const KUBE_APISERVER: Program = Program {
     name: "kube-apiserver",
     package: "k8s.io/kubernetes/cmd/kube-apiserver",
+    source: None,
     module: "k8s.io/kubernetes",
     go_mod: include_str!("../../tools/kube-apiserver/go.mod"),
     go_sum: include_str!("../../tools/kube-apiserver/go.sum"),
@@ -146,16 +159,27 @@ const KUBECTL: Program = Program { name: "kubectl", package: "k8s.io/kubernetes/
 const ENVOY_GATEWAY: Program = Program {
     name: "envoy-gateway",
     package: "github.com/envoyproxy/gateway/cmd/envoy-gateway",
+    source: None,
     module: "github.com/envoyproxy/gateway",
     go_mod: include_str!("../../tools/envoy-gateway/go.mod"),
     go_sum: include_str!("../../tools/envoy-gateway/go.sum"),
     stamps: ENVOY_GATEWAY_STAMPS,
 };
 const EGCTL: Program = Program { name: "egctl", package: "github.com/envoyproxy/gateway/cmd/egctl", ..ENVOY_GATEWAY };
+const OTELCOL: Program = Program {
+    name: "otelcol",
+    package: ".",
+    source: Some(include_str!("../../tools/otelcol/main.go")),
+    module: "go.opentelemetry.io/collector/otelcol",
+    go_mod: include_str!("../../tools/otelcol/go.mod"),
+    go_sum: include_str!("../../tools/otelcol/go.sum"),
+    stamps: &[],
+};
 
 impl Program {
     fn get(&self, cache: &Cache) -> Result<PathBuf> {
-        let item = item_name(&format!("{}-{}", self.name, self.version()?), &[self.go_mod, self.go_sum]);
+        let made_of: Vec<_> = [self.go_mod, self.go_sum].into_iter().chain(self.source).collect();
+        let item = item_name(&format!("{}-{}", self.name, self.version()?), &made_of);
         let dir = cache.get(&item, |dir| self.build(&Go::get(cache)?, dir))?;
         Ok(dir.join(self.name))
     }
@@ -163,6 +187,9 @@ impl Program {
     /// Builds in `dir`, which keeps the module's files beside the program: they say what it is made of.
     fn build(&self, go: &Go, dir: &Path) -> Result<()> {
         write_module(dir, self.go_mod, self.go_sum)?;
+        if let Some(source) = self.source {
+            fs::write(dir.join("main.go"), source).with_context(|| format!("cannot write into {}", dir.display()))?;
+        }
         let mut command = go.command(dir);
         // Nobody debugs these programs, and without debug information they compile faster and take a third of the space.
         command.args(["build", "-gcflags=all=-dwarf=false"]).arg(format!("-ldflags=-s -w {}", self.linker_flags()?));
@@ -217,10 +244,13 @@ mod tests {
 
     #[test]
     fn every_program_is_pinned_by_its_module() {
-        for program in [HELM, ETCD, KUBECTL, KUBE_APISERVER, EGCTL, ENVOY_GATEWAY] {
+        for program in [HELM, ETCD, KUBECTL, KUBE_APISERVER, EGCTL, ENVOY_GATEWAY, OTELCOL] {
             let version = program.version().unwrap();
             let sum = format!("{} {version} h1:", program.module);
             assert!(program.go_sum.contains(&sum), "go.sum of {} has no {sum}", program.name);
+            if program.source.is_some() {
+                continue;
+            }
             let is_tool = program.go_mod.lines().any(|line| line.trim_start_matches("tool").trim() == program.package);
             assert!(is_tool, "go.mod of {} has no tool {}", program.name, program.package);
         }

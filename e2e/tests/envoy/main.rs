@@ -5,4 +5,5 @@
 mod full_duplex;
 mod original_dst;
 mod override_host;
+mod rollout;
 mod setup;

@@ -27,7 +27,8 @@ pub(crate) const N_BLOCKS: u64 = 20;
 pub(crate) struct Setup {
     pub(crate) stack: Stack,
     pub(crate) engines: Engines,
-    _dir: TempDir,
+    /// Has the router's configuration.
+    pub(crate) dir: TempDir,
 }
 
 impl Setup {
@@ -56,7 +57,7 @@ impl Setup {
         let dir = tempfile::tempdir().unwrap();
         let options = change(RouterOptions::new(engines.addresses()));
         let stack = Stack::start(dir.path(), &options).await.unwrap();
-        Self { stack, engines, _dir: dir }
+        Self { stack, engines, dir }
     }
 
     /// One engine that has computed `prompts` before the router came, and keeps no events for it.
@@ -69,7 +70,7 @@ impl Setup {
         let options = RouterOptions { replays: false, reports, ..RouterOptions::new(engines.addresses()) };
         let stack = Stack::start(dir.path(), &options).await.unwrap();
         stack.wait_following(engines.http()[0]).await.unwrap();
-        Self { stack, engines, _dir: dir }
+        Self { stack, engines, dir }
     }
 
     /// Makes `engine` compute `prompt`, past Envoy, and waits until the router knows.

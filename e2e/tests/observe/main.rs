@@ -2,3 +2,8 @@
 //! browser and by a terminal, and what none of them may ever see.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a panic is how a test fails")]
+
+mod canary;
+mod outage;
+mod setup;
+mod traces;

@@ -8,10 +8,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::cli::sockets::{END, split};
 use crate::events::wire::{BlockRemoved, BlockStored, EngineHash, Event, EventBatch};
-
-/// Sequence number of the END marker of a replay.
-const END: u64 = u64::MAX;
 
 /// Form of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,11 +169,6 @@ impl Tail {
             Format::Json => serde_json::to_string(line).expect("a line has only strings and numbers"),
         }
     }
-}
-
-fn split(frames: &[Vec<u8>]) -> Option<(u64, &[u8])> {
-    let [.., seq, payload] = frames else { return None };
-    Some((u64::from_be_bytes(seq.as_slice().try_into().ok()?), payload))
 }
 
 /// One event. What it does not have is absent.

@@ -15,6 +15,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::format::{Format, Mark, Tail, Via};
+use super::sockets::{self, receive};
 use crate::config::ZmqEndpoint;
 
 /// Longest wait for a message, and for a signal while there are many.
@@ -24,12 +25,6 @@ const BUSY_POLL: Duration = Duration::from_millis(1);
 const MESSAGES_PER_TURN: usize = 1024;
 /// Silence that ends a replay: replies get lost, END too, and a busy engine answers late.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Batches that may wait unread while the output is blocked; a gap shows those that are dropped beyond.
-const LIVE_QUEUE: i32 = 100_000;
-/// A larger frame ends the connection, as it does in the router.
-const MAX_FRAME_BYTES: i64 = 16 << 20;
-/// Where the connection's events are read.
-const MONITOR: &str = "inproc://tail";
 
 /// What to follow, and how to show it.
 #[derive(Debug, Args)]
@@ -154,7 +149,7 @@ impl Session {
     fn open(options: Options) -> Result<Self, Error> {
         let Options { events, replay, from, topic, json } = options;
         let context = zmq::Context::new();
-        let (live, monitor) = subscribe(&context, events.as_str(), &topic).map_err(at(events.as_str()))?;
+        let (live, monitor) = sockets::subscribe(&context, events.as_str(), &topic).map_err(at(events.as_str()))?;
         let replay = replay.map_or(Replay::Past, |replay| Replay::Wanted { endpoint: replay.as_str().into(), from });
         let tail = Tail::new(if json { Format::Json } else { Format::Text });
         let lines = vec![tail.mark(&Mark::Connecting { endpoint: events.as_str().to_owned() })];
@@ -173,18 +168,14 @@ impl Session {
     }
 
     fn watch_connection(&mut self) -> Result<(), Error> {
-        while let Some(frames) = receive(&self.monitor) {
-            // Frame 1 is the event as a native u16, then a u32; libzmq, zmq_socket_monitor(3).
-            let event = frames.first().and_then(|frame| frame.first_chunk()).map(|event| u16::from_ne_bytes(*event));
-            match event.map(i32::from) {
-                Some(event) if event == zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 => {
+        while let Some(event) = sockets::next_event(&self.monitor) {
+            match event {
+                sockets::LinkEvent::Up => {
                     self.lines.push(self.tail.mark(&Mark::Connected));
                     self.ask_for_replay()?;
                 }
-                Some(event) if event == zmq::SocketEvent::DISCONNECTED as i32 => {
-                    self.lines.push(self.tail.mark(&Mark::Disconnected));
-                }
-                _ => {}
+                sockets::LinkEvent::Down => self.lines.push(self.tail.mark(&Mark::Disconnected)),
+                sockets::LinkEvent::Refused | sockets::LinkEvent::Other => {}
             }
         }
         Ok(())
@@ -192,7 +183,7 @@ impl Session {
 
     fn ask_for_replay(&mut self) -> Result<(), Error> {
         let Replay::Wanted { endpoint, from } = &self.replay else { return Ok(()) };
-        let dealer = request(&self.context, endpoint, *from).map_err(at(endpoint))?;
+        let dealer = sockets::request(&self.context, endpoint, *from).map_err(at(endpoint))?;
         self.lines.push(self.tail.replay_asked(*from));
         self.replay = Replay::Running { dealer, heard_at: Instant::now() };
         Ok(())
@@ -218,43 +209,4 @@ impl Session {
 fn at(endpoint: &str) -> impl FnOnce(zmq::Error) -> Error {
     let endpoint = endpoint.to_owned();
     move |source| Error::Socket { endpoint, source }
-}
-
-/// A SUB socket that is connecting, and the monitor that tells of its connection.
-fn subscribe(context: &zmq::Context, endpoint: &str, topic: &str) -> zmq::Result<(zmq::Socket, zmq::Socket)> {
-    let live = socket(context, zmq::SUB, endpoint)?;
-    live.set_rcvhwm(LIVE_QUEUE)?;
-    live.set_tcp_keepalive(1)?;
-    // A node that is gone says nothing: without this, neither would we.
-    live.set_heartbeat_ivl(5_000)?;
-    live.set_heartbeat_timeout(15_000)?;
-    live.set_subscribe(topic.as_bytes())?;
-    live.monitor(MONITOR, zmq::SocketEvent::HANDSHAKE_SUCCEEDED as i32 | zmq::SocketEvent::DISCONNECTED as i32)?;
-    let monitor = context.socket(zmq::PAIR)?;
-    monitor.set_linger(0)?;
-    monitor.connect(MONITOR)?;
-    live.connect(endpoint)?;
-    Ok((live, monitor))
-}
-
-/// A DEALER that has asked for the batches from a number on.
-fn request(context: &zmq::Context, endpoint: &str, from: u64) -> zmq::Result<zmq::Socket> {
-    let dealer = socket(context, zmq::DEALER, endpoint)?;
-    dealer.set_rcvhwm(LIVE_QUEUE)?;
-    dealer.connect(endpoint)?;
-    dealer.send_multipart([&b""[..], &from.to_be_bytes()], zmq::DONTWAIT)?;
-    Ok(dealer)
-}
-
-fn socket(context: &zmq::Context, kind: zmq::SocketType, endpoint: &str) -> zmq::Result<zmq::Socket> {
-    let socket = context.socket(kind)?;
-    socket.set_linger(0)?;
-    socket.set_maxmsgsize(MAX_FRAME_BYTES)?;
-    socket.set_ipv6(endpoint.contains('['))?;
-    Ok(socket)
-}
-
-/// The next message, if one waits.
-fn receive(socket: &zmq::Socket) -> Option<Vec<Vec<u8>>> {
-    socket.recv_multipart(zmq::DONTWAIT).ok()
 }

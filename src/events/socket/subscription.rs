@@ -277,7 +277,7 @@ impl Subscription {
                 let payload = self.payload(seq, payload);
                 self.step(now, Input::Live { seq, payload });
             }
-            Message::ReplayEnd | Message::Malformed => self.stats.n_decode_failures.add(1_u64),
+            Message::ReplayEnd | Message::Malformed => self.stats.count_malformed(),
         }
     }
 
@@ -290,7 +290,7 @@ impl Subscription {
                     self.step(now, Input::Reply { seq, payload });
                 }
                 Message::ReplayEnd => self.step(now, Input::ReplayEnd),
-                Message::Malformed => self.stats.n_decode_failures.add(1_u64),
+                Message::Malformed => self.stats.count_malformed(),
             }
         }
     }
@@ -301,7 +301,7 @@ impl Subscription {
         match EventBatch::decode(&payload) {
             Ok(_) => Payload::Readable(payload),
             Err(error) => {
-                self.stats.n_decode_failures.add(1_u64);
+                self.stats.count_unreadable(&error);
                 debug!(endpoint = %self.name.address, rank = self.name.rank, seq = seq.0, %error, "KV event batch is unreadable");
                 Payload::Unreadable(PayloadDigest::of(&payload))
             }

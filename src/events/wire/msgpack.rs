@@ -81,6 +81,21 @@ pub enum WireError {
     },
 }
 
+impl WireError {
+    /// What is wrong, as a metric names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Truncated { .. } => "truncated",
+            Self::Length { .. } => "length",
+            Self::Depth { .. } => "depth",
+            Self::Unexpected { .. } => "unexpected",
+            Self::Missing { .. } => "missing",
+            Self::Items { .. } => "items",
+            Self::Trailing { .. } => "trailing",
+        }
+    }
+}
+
 /// Bytes of an integer of up to 32 bits in its shortest form, by its marker; 0 for everything else.
 ///
 /// A table, since the widths of token ids follow no pattern that a branch could be predicted by.

@@ -33,6 +33,7 @@ use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Choice, Decision, Fallback, Outcome, Pick, Timings, choose, pick};
 use crate::routing::score::candidates;
 use crate::telemetry::metrics::{Metrics, PromiseRow, Stage};
+use crate::telemetry::trace::stage_failed;
 use crate::tokenizer::remote::{RemoteTokenizer, Targets};
 use crate::tokenizer::{Asked, Late, Space, Tokens};
 
@@ -265,9 +266,14 @@ impl Router {
             Prompt::Opaque(opaque) => return (Err(Fallback::Opaque(opaque.as_str())), None),
         };
         let targets = |remote: &RemoteTokenizer| self.whom_to_ask(target, endpoints, head, remote);
-        let asking = target.pool.tokenizer.tokens(question, targets);
-        let why_failed = |asked: &Asked| asked.tokens.as_ref().err().map(|error| error.as_str());
-        let Asked { tokens, late } = timer.timed_wait(Stage::Tokenize, asking, why_failed).await;
+        let asking = async {
+            let asked = target.pool.tokenizer.tokens(question, targets).await;
+            if let Err(error) = &asked.tokens {
+                stage_failed(error.as_str());
+            }
+            asked
+        };
+        let Asked { tokens, late } = timer.timed_wait(Stage::Tokenize, asking).await;
         let tokens = tokens.map_err(|error| {
             debug!(model = %target.pool.model, %error, "no tokens, picking by load");
             Fallback::Tokenizer(error.as_str())
@@ -331,6 +337,7 @@ impl Router {
     fn count_decision(&self, decision: &Decision) {
         let Decision { model, policy, pick, outcome, prompt_tokens, .. } = decision;
         self.metrics.count_decision(model, outcome, *policy);
+        self.metrics.count_for_aibrix(decision);
         self.metrics.count_tokens(model, u64::from(*prompt_tokens), u64::from(pick.matched_tokens));
         if let Outcome::Fallback(fallback) = outcome {
             self.metrics.count_fallback(fallback.as_str());

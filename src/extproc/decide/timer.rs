@@ -34,19 +34,10 @@ impl<'a> Timer<'a> {
         value
     }
 
-    /// Takes a step that waits; `failure` names what went wrong in it, if something did.
-    pub(super) async fn timed_wait<T>(
-        &mut self,
-        stage: Stage,
-        step: impl Future<Output = T>,
-        failure: impl FnOnce(&T) -> Option<&'static str>,
-    ) -> T {
+    /// Takes a step that waits.
+    pub(super) async fn timed_wait<T>(&mut self, stage: Stage, step: impl Future<Output = T>) -> T {
         let started = Instant::now();
-        let span = StageSpan::open(stage);
-        let value = span.during(step).await;
-        if let Some(reason) = failure(&value) {
-            span.failed(reason);
-        }
+        let value = StageSpan::open(stage).during(step).await;
         self.note(stage, started.elapsed());
         value
     }

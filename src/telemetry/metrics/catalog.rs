@@ -10,6 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::labels::Label;
+use super::process::Process;
 use super::rows::{Row, Rows};
 
 /// What every name of ours begins with.
@@ -44,7 +45,10 @@ pub enum Kind {
 /// The registry, and what is in it.
 #[derive(Debug)]
 pub(super) struct Catalog {
+    /// What is ours, under our prefix.
     pub(super) registry: Registry,
+    /// What has a name that others have settled, without the prefix.
+    pub(super) foreign: Registry,
     pub(super) instruments: Vec<Instrument>,
 }
 
@@ -116,6 +120,27 @@ impl Catalog {
         rows
     }
 
+    /// Adds an instrument with a name that others have settled; `name` has no `_total`.
+    pub(super) fn add_foreign<M: Metric + Clone>(
+        &mut self,
+        name: &str,
+        help: &'static str,
+        labels: &[Label],
+        metric: M,
+    ) -> M {
+        let kind = kind_of(&metric);
+        let full_name = format!("{name}{}", kind.suffix());
+        self.instruments.push(Instrument { name: full_name, help, kind, labels: labels.to_vec() });
+        self.foreign.register(name, help, metric.clone());
+        metric
+    }
+
+    /// Adds what the kernel knows of the process.
+    pub(super) fn add_process(&mut self, process: Process) {
+        self.instruments.extend(Process::instruments());
+        self.foreign.register_collector(Box::new(process));
+    }
+
     fn declare(&mut self, name: &str, help: &'static str, kind: Kind, labels: &[Label]) {
         let name = format!("{PREFIX}_{name}{}", kind.suffix());
         self.instruments.push(Instrument { name, help, kind, labels: labels.to_vec() });
@@ -124,7 +149,7 @@ impl Catalog {
 
 impl Default for Catalog {
     fn default() -> Self {
-        Self { registry: Registry::with_prefix(PREFIX), instruments: Vec::new() }
+        Self { registry: Registry::with_prefix(PREFIX), foreign: Registry::default(), instruments: Vec::new() }
     }
 }
 

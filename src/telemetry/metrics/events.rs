@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use super::catalog::Catalog;
-use super::labels::{ENDPOINT, EVENT_KIND, Label, MODEL, RANK, SOURCE_STATE};
+use super::labels::{DECODE_KIND, ENDPOINT, EVENT_KIND, Label, MODEL, RANK, SOURCE_STATE};
 use super::rows::{ReadRows, Row, Rows, Series, no_labels};
 use super::{Metrics, ModelLabels};
 
@@ -40,6 +40,8 @@ pub struct SourceRow {
     pub state: &'static str,
     /// Whether the source's hashes are proved to be the engine's, so that its blocks are credited.
     pub proved: bool,
+    /// Whether some of them are proved to be other ones than the configuration says.
+    pub disproved: bool,
     /// Blocks that the index holds for the source.
     pub n_blocks: u64,
     /// Batches applied since the source was discovered, as are all counts below.
@@ -54,8 +56,8 @@ pub struct SourceRow {
     pub n_gaps: u64,
     /// Replays requested.
     pub n_replays: u64,
-    /// Batches that could not be decoded.
-    pub n_decode_failures: u64,
+    /// Messages and batches that could not be decoded, by what is wrong with them.
+    pub decode_failures: Vec<(&'static str, u64)>,
     /// Events skipped inside decoded batches.
     pub n_skipped: u64,
     /// Blocks that the index had no room for.
@@ -92,14 +94,22 @@ impl Row for SourceRow {
             "Whether the source's hashes are proved, so that its blocks are credited",
             |row| u64::from(row.proved),
         ),
+        Series::gauge(
+            "index_source_disproved",
+            "Whether hashes of the source differ from what the configuration says, so that an index of our own is kept",
+            |row| u64::from(row.disproved),
+        ),
         Series::counter("event_batches", "Event batches applied to the index", |row| row.n_batches),
         Series::counter("event_gaps", "Times that sequence numbers were missing", |row| row.n_gaps),
         Series::counter("event_replays", "Replays requested from the engine", |row| row.n_replays),
-        Series::counter("event_decode_failures", "Event batches that could not be decoded", |row| {
-            row.n_decode_failures
-        }),
+        Series::counter_by(
+            "event_decode_failures",
+            "Event messages that could not be decoded, by what is wrong with them",
+            DECODE_KIND,
+            |row| row.decode_failures.clone(),
+        ),
         Series::counter("event_skipped", "Events skipped inside decoded batches", |row| row.n_skipped),
-        Series::counter("event_refused_blocks", "Blocks that the index had no room for", |row| row.n_refused),
+        Series::counter("index_refused_blocks", "Blocks that the index had no room for", |row| row.n_refused),
         Series::counter(
             "source_quarantines",
             "Times a source was left alone because it sent too much that is wrong",

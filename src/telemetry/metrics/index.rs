@@ -4,7 +4,18 @@ use std::sync::Arc;
 
 use super::Metrics;
 use super::labels::{Label, MODEL};
-use super::rows::{ReadRows, Row, Series, model_only};
+use super::rows::{ReadRows, Row, Series, model_only, no_labels};
+
+/// The index of all models at the time of a scrape.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexRow {
+    /// Memory that is accounted to it.
+    pub n_bytes: u64,
+    /// Memory that it may have.
+    pub limit_bytes: u64,
+    /// Spaces of hashes, one for each model, block size and kind of hash in use.
+    pub n_keyspaces: u64,
+}
 
 /// What our own picks have promised in one pool, at the time of a scrape.
 #[derive(Clone, Debug)]
@@ -15,6 +26,25 @@ pub struct PromiseRow {
     pub n_blocks: u64,
     /// Promised blocks that made room for others.
     pub n_evicted: u64,
+}
+
+impl Row for IndexRow {
+    const LABELS: &'static [Label] = &[];
+    const SERIES: &'static [Series<Self>] = &[
+        Series::gauge("index_bytes", "Memory of the index of all models", |row| row.n_bytes),
+        Series::gauge("index_limit_bytes", "Memory that the index may have; beyond it blocks are refused", |row| {
+            row.limit_bytes
+        }),
+        Series::gauge(
+            "index_keyspaces",
+            "Spaces of hashes in the index: one for each model, block size and kind of hash in use",
+            |row| row.n_keyspaces,
+        ),
+    ];
+
+    fn label_values(&self) -> Vec<String> {
+        no_labels()
+    }
 }
 
 impl Row for PromiseRow {
@@ -38,6 +68,15 @@ impl Row for PromiseRow {
 }
 
 impl Metrics {
+    /// Lets each scrape read the index as a whole: one row.
+    ///
+    /// # Panics
+    ///
+    /// When called twice: there is one index.
+    pub fn set_index_collector(&self, read: ReadRows<IndexRow>) {
+        self.index.set(read);
+    }
+
     /// Lets each scrape read what is promised.
     ///
     /// # Panics

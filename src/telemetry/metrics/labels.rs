@@ -33,6 +33,8 @@ pub const RANK: Label = Label { name: "rank", values: Values::Bounded("data-para
 pub const VERSION: Label = Label { name: "version", values: Values::Bounded("version of the program") };
 /// What a decision rested on.
 pub const OUTCOME: Label = closed("outcome", &Outcome::NAMES);
+/// Why a span was dropped.
+pub const SPAN_DROPPED_REASON: Label = closed("reason", &["queue_full", "export_failed"]);
 /// What ordered the candidates.
 pub const POLICY: Label = closed("policy", &Policy::NAMES);
 /// A step of the request path.
@@ -62,10 +64,18 @@ pub const FALLBACK_REASON: Label = closed(
         "tokenizer_nonsense",
         "tokenizer_too_long",
         "tokenizer_panicked",
+        "local_api",
+        "local_body",
+        "local_media",
+        "local_no_template",
+        "local_template",
+        "local_too_long",
+        "local_tokenizer",
     ],
 );
 /// Why a request was left to Envoy's own policy.
-pub const LEAVE_REASON: Label = closed("reason", &["no_model", "unknown_model", "not_synced", "model_beyond_limit"]);
+pub const LEAVE_REASON: Label =
+    closed("reason", &["no_model", "unknown_model", "not_synced", "model_beyond_limit", "switched_off"]);
 /// Why a request was answered with an error.
 pub const REFUSAL_REASON: Label = closed("reason", &["no_endpoint", "empty_subset"]);
 /// What is wrong with the modes of a stream.
@@ -105,8 +115,6 @@ pub const EVENT_KIND: Label = closed("kind", &["stored", "removed", "cleared"]);
 /// What is wrong with a message of a source that cannot be decoded.
 pub const DECODE_KIND: Label =
     closed("kind", &["frames", "truncated", "length", "depth", "unexpected", "missing", "items", "trailing"]);
-/// Why a span was dropped.
-pub const SPAN_DROP_REASON: Label = closed("reason", &["queue_full", "export_failed"]);
 /// How the decisions of a model are followed.
 pub const ROLLOUT_MODE: Label = closed("mode", &["active", "shadow", "off"]);
 /// Whether Envoy's own policy picked the same endpoint.
@@ -120,8 +128,6 @@ pub const RELOAD_RESULT: Label =
 pub const RECORD_REASON: Label = closed("reason", &["queue_full", "write_failed", "too_long"]);
 /// The settings in force: one value at a time.
 pub const CONFIG_HASH: Label = Label { name: "hash", values: Values::Bounded("digest of the settings in force") };
-/// Why spans were dropped.
-pub const SPAN_REASON: Label = closed("reason", &["queue_full", "export_failed"]);
 /// What came of a push of these metrics.
 pub const PUSH_RESULT: Label = closed("result", &["sent", "failed"]);
 /// AIBrix's classes of the matched share of a prompt.

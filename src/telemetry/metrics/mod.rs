@@ -12,12 +12,17 @@
 //! Counting costs a read lock and an atomic add, observing a duration a short mutex; nothing allocates after
 //! the first use of a label set.
 
+mod aibrix;
 mod catalog;
 mod discovery;
 mod endpoints;
 mod events;
+mod exposition;
 mod index;
 pub mod labels;
+mod otlp;
+mod process;
+pub mod push;
 mod request;
 mod rollout;
 mod rows;
@@ -38,7 +43,7 @@ pub use catalog::{Instrument, Kind};
 pub use discovery::DiscoveryChanges;
 pub use endpoints::{EndpointRow, NotServedCause};
 pub use events::{EventPlaneRow, SourceRow};
-pub use index::PromiseRow;
+pub use index::{IndexRow, PromiseRow};
 pub use request::Stage;
 pub use rollout::{Agreed, RecordDropped, Reload};
 pub use rows::ReadRows;
@@ -50,6 +55,9 @@ pub use tokenizers::TokenizerRow;
 /// Media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Media type of [`Metrics::encode_classic`]'s text.
+pub const CLASSIC_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// The instruments of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -58,19 +66,36 @@ pub struct Metrics {
     streams: stream::Instruments,
     endpoints: endpoints::Instruments,
     events: events::Instruments,
+    index: Arc<Rows<IndexRow>>,
     promises: Arc<Rows<PromiseRow>>,
     tokenizers: Arc<Rows<TokenizerRow>>,
     discovery: discovery::Instruments,
     rollout: rollout::Instruments,
     snapshots: snapshots::Instruments,
+    pushes: push::Instruments,
+    /// Only where AIBrix's names are wanted.
+    aibrix: Option<aibrix::Instruments>,
+    started_unix_nanos: u64,
     spans: Arc<Rows<spans::SpanRow>>,
 }
 
 impl Metrics {
-    /// Registers all instruments.
+    /// Registers all instruments of ours.
     pub fn new() -> Self {
+        Self::registered(false)
+    }
+
+    /// As [`Metrics::new`], and AIBrix's names for some of them.
+    pub fn with_aibrix_names() -> Self {
+        Self::registered(true)
+    }
+
+    fn registered(with_aibrix_names: bool) -> Self {
         let mut catalog = Catalog::default();
         let c = &mut catalog;
+        let process = process::Process::new();
+        let started_unix_nanos = process.started_unix_nanos();
+        c.add_process(process);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         c.add_info("build", "Version of the running program", &[labels::VERSION], build);
         Self {
@@ -78,11 +103,15 @@ impl Metrics {
             streams: stream::Instruments::register(c),
             endpoints: endpoints::Instruments::register(c),
             events: events::Instruments::register(c),
+            index: c.add_rows(),
             promises: c.add_rows(),
             tokenizers: c.add_rows(),
             discovery: discovery::Instruments::register(c),
             rollout: rollout::Instruments::register(c),
             snapshots: snapshots::Instruments::register(c),
+            pushes: push::Instruments::register(c),
+            aibrix: with_aibrix_names.then(|| aibrix::Instruments::register(c)),
+            started_unix_nanos,
             spans: c.add_rows(),
             catalog,
         }
@@ -91,8 +120,18 @@ impl Metrics {
     /// All instruments in the OpenMetrics text format; [`CONTENT_TYPE`] is its media type.
     pub fn encode(&self) -> String {
         let mut text = String::new();
-        text::encode(&mut text, &self.catalog.registry).expect("writing to a String cannot fail");
+        let Catalog { registry, foreign, .. } = &self.catalog;
+        let written = text::encode_registry(&mut text, registry)
+            .and_then(|()| text::encode_registry(&mut text, foreign))
+            .and_then(|()| text::encode_eof(&mut text));
+        written.expect("writing to a String cannot fail");
         text
+    }
+
+    /// The same in the text format that Prometheus had before, for scrapers that know no OpenMetrics;
+    /// [`CLASSIC_CONTENT_TYPE`] is its media type.
+    pub fn encode_classic(&self) -> String {
+        exposition::classic(&self.encode())
     }
 
     /// What is declared, in the order of the text format, whether there are series yet or not.

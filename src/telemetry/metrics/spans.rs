@@ -1,44 +1,41 @@
-//! Counters of spans, read from the export at each scrape.
+//! Instruments of the export of spans.
 
 use std::sync::Arc;
 
 use super::Metrics;
-use super::labels::{Label, SPAN_DROP_REASON};
-use super::rows::{Row, Series, no_labels};
+use super::labels::{Label, SPAN_DROPPED_REASON};
+use super::rows::{Row, Series};
 use crate::telemetry::trace::export::SpanCounts;
 
-/// What the process has counted of its spans.
+/// What became of the process's spans, at the time of a scrape.
 #[derive(Clone, Debug)]
-pub(super) struct SpanRow {
-    n_exported: u64,
-    n_dropped: Vec<(&'static str, u64)>,
-}
+pub(super) struct SpanRow(Arc<SpanCounts>);
 
 impl Row for SpanRow {
     const LABELS: &'static [Label] = &[];
     const SERIES: &'static [Series<Self>] = &[
-        Series::counter("spans_exported", "Spans that the collector has taken", |row| row.n_exported),
-        Series::counter_by("spans_dropped", "Spans that were dropped, by reason", SPAN_DROP_REASON, |row| {
-            row.n_dropped.clone()
-        }),
+        Series::counter("spans_exported", "Spans that the collector has taken", |row| row.0.n_exported()),
+        Series::counter_by(
+            "spans_dropped",
+            "Spans that no collector has seen, by what became of them",
+            SPAN_DROPPED_REASON,
+            |row| row.0.n_dropped().to_vec(),
+        ),
     ];
 
     fn label_values(&self) -> Vec<String> {
-        no_labels()
+        Vec::new()
     }
 }
 
 impl Metrics {
-    /// Sets where the counters of spans are.
+    /// Lets each scrape read what became of the spans.
     ///
     /// # Panics
     ///
-    /// When called twice: the process has one export.
+    /// When called twice.
     pub fn set_span_counts(&self, counts: Arc<SpanCounts>) {
-        let row = move || {
-            vec![SpanRow { n_exported: counts.n_exported(), n_dropped: counts.n_dropped().into_iter().collect() }]
-        };
-        self.spans.set(Box::new(row));
+        self.spans.set(Box::new(move || vec![SpanRow(counts.clone())]));
     }
 }
 

@@ -19,6 +19,7 @@ fn source_row() -> SourceRow {
         rank: 1,
         state: "live",
         proved: true,
+        disproved: false,
         n_blocks: 7,
         n_batches: 6,
         n_stored: 5,
@@ -26,7 +27,7 @@ fn source_row() -> SourceRow {
         n_cleared: 3,
         n_gaps: 2,
         n_replays: 1,
-        n_decode_failures: 8,
+        decode_failures: vec![("truncated", 8)],
         n_skipped: 9,
         n_refused: 10,
         n_quarantines: 11,
@@ -194,6 +195,7 @@ fn every_count_of_a_source_has_a_series() {
 
     let text = metrics.encode();
     let labels = r#"model="llama",endpoint="10.0.0.1:8000",rank="1""#;
+    assert_line(&text, &format!(r#"warmroute_event_decode_failures_total{{{labels},kind="truncated"}} 8"#));
     assert_line(&text, &format!(r#"warmroute_source_state{{{labels},state="live"}} 1"#));
     for (kind, n) in [("stored", 5), ("removed", 4), ("cleared", 3)] {
         assert_line(&text, &format!(r#"warmroute_events_total{{{labels},kind="{kind}"}} {n}"#));
@@ -204,8 +206,9 @@ fn every_count_of_a_source_has_a_series() {
         ("event_batches_total", 6),
         ("event_gaps_total", 2),
         ("event_replays_total", 1),
-        ("event_decode_failures_total", 8),
         ("event_skipped_total", 9),
+        ("index_refused_blocks_total", 10),
+        ("index_source_disproved", 0),
     ] {
         assert_line(&text, &format!("warmroute_{name}{{{labels}}} {value}"));
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use opentelemetry::Context;
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry::{Context, Key};
 use opentelemetry_otlp::{OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::telemetry::{Config, Error};
+use crate::telemetry::{Config, Error, service};
 
 /// Longest that the process waits for its last spans; a fraction of what Kubernetes grants after SIGTERM.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
@@ -40,9 +40,6 @@ const QUEUE: usize = 4096;
 const QUEUE_VARIABLE: &str = "OTEL_BSP_MAX_QUEUE_SIZE";
 /// Longest that a span waits for its batch to fill. The SDK's default of 5 s is a long time to look for one's trace.
 const DELAY: Duration = Duration::from_secs(1);
-
-/// `service.name` when the environment names none.
-const SERVICE_NAME: &str = env!("CARGO_PKG_NAME");
 
 /// What became of the spans so far.
 #[derive(Debug, Default)]
@@ -89,7 +86,7 @@ impl Exporting {
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Queue::new(exporter, queue_length(), counts))
             .with_sampler(Sampler::ParentBased(Box::new(root_sampler)))
-            .with_resource(resource())
+            .with_resource(service::resource())
             .build();
         Ok(Some(Self { provider }))
     }
@@ -100,7 +97,7 @@ impl Exporting {
         S: tracing::Subscriber + for<'a> LookupSpan<'a>,
     {
         tracing_opentelemetry::layer()
-            .with_tracer(self.provider.tracer(SERVICE_NAME))
+            .with_tracer(self.provider.tracer(service::NAME))
             .with_location(false)
             .with_threads(false)
             .with_target(false)
@@ -230,15 +227,6 @@ fn collector_in_environment() -> bool {
     [OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT]
         .iter()
         .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
-}
-
-/// Attributes of the service, as the SDK reads them from the environment, under our name unless given one.
-fn resource() -> Resource {
-    let from_environment = Resource::builder().build();
-    let name = from_environment.get(&Key::from_static_str("service.name"));
-    let is_named = name.is_some_and(|name| !name.as_str().starts_with("unknown_service"));
-    let builder = Resource::builder();
-    if is_named { builder.build() } else { builder.with_service_name(SERVICE_NAME).build() }
 }
 
 #[cfg(test)]

@@ -11,4 +11,4 @@ pub mod export;
 pub mod span;
 
 pub use export::SHUTDOWN_DEADLINE;
-pub use span::{RequestSpan, StageSpan, attribute, request_span};
+pub use span::{RequestSpan, StageSpan, attribute, request_span, stage_failed};

@@ -50,28 +50,30 @@ pub mod attribute {
     pub const ENDPOINT_PICKED: &str = "warmroute.endpoint.picked";
     /// `ip:port` of the endpoint that served the request.
     pub const ENDPOINT_SERVED: &str = "warmroute.endpoint.served";
+    /// [`Policy`](crate::routing::pick::Policy) that ordered the candidates.
+    pub const POLICY: &str = "warmroute.decision.policy";
+    /// Endpoints that could have been picked.
+    pub const CANDIDATES: &str = "warmroute.candidates";
+    /// Endpoints that are avoided.
+    pub const AVOIDED: &str = "warmroute.candidates.avoided";
+    /// Tokens that the picked endpoint was to hold by earlier picks alone.
+    pub const PROMISED_TOKENS: &str = "warmroute.promised_tokens";
+    /// Requests that the picked endpoint had before this one.
+    pub const IN_FLIGHT: &str = "warmroute.in_flight";
     /// `ip:port` of the next best endpoint.
-    pub const RUNNER_UP: &str = "warmroute.runner_up";
+    pub const RUNNER_UP: &str = "warmroute.runner_up.endpoint";
+    /// Tokens of the prompt that it holds.
+    pub const RUNNER_UP_MATCHED_TOKENS: &str = "warmroute.runner_up.matched_tokens";
+    /// Requests that it had.
+    pub const RUNNER_UP_IN_FLIGHT: &str = "warmroute.runner_up.in_flight";
+    /// Whether it had so many that what it holds did not count.
+    pub const RUNNER_UP_TOO_FAR_AHEAD: &str = "warmroute.runner_up.is_too_far_ahead";
     /// Data-parallel rank whose blocks were credited.
     pub const RANK: &str = "warmroute.rank";
     /// Tokens of the prompt that the picked endpoint holds.
     pub const MATCHED_TOKENS: &str = "warmroute.matched_tokens";
     /// Those of them that lie outside the GPU's memory.
     pub const OFFLOADED_TOKENS: &str = "warmroute.offloaded_tokens";
-    /// [`Policy`](crate::routing::pick::Policy) that ordered the candidates.
-    pub const POLICY: &str = "warmroute.policy";
-    /// Endpoints that were compared.
-    pub const CANDIDATES: &str = "warmroute.candidates";
-    /// Endpoints that were avoided.
-    pub const AVOIDED: &str = "warmroute.avoided";
-    /// Full blocks of the prompt that were looked up.
-    pub const PROMPT_BLOCKS: &str = "warmroute.prompt_blocks";
-    /// Requests that the picked endpoint had in flight.
-    pub const IN_FLIGHT: &str = "warmroute.in_flight";
-    /// Tokens of the prompt that the runner-up holds.
-    pub const RUNNER_UP_MATCHED_TOKENS: &str = "warmroute.runner_up.matched_tokens";
-    /// Requests that the runner-up had in flight.
-    pub const RUNNER_UP_IN_FLIGHT: &str = "warmroute.runner_up.in_flight";
     /// Attempts that Envoy made.
     pub const ATTEMPTS: &str = "warmroute.attempts";
 }
@@ -128,14 +130,15 @@ fn declared() -> Span {
         warmroute.decision.fallback = Empty,
         warmroute.endpoint.picked = Empty,
         warmroute.endpoint.served = Empty,
-        warmroute.runner_up = Empty,
+        warmroute.decision.policy = Empty,
+        warmroute.candidates = Empty,
+        warmroute.candidates.avoided = Empty,
+        warmroute.promised_tokens = Empty,
+        warmroute.in_flight = Empty,
+        warmroute.runner_up.endpoint = Empty,
         warmroute.runner_up.matched_tokens = Empty,
         warmroute.runner_up.in_flight = Empty,
-        warmroute.policy = Empty,
-        warmroute.candidates = Empty,
-        warmroute.avoided = Empty,
-        warmroute.prompt_blocks = Empty,
-        warmroute.in_flight = Empty,
+        warmroute.runner_up.is_too_far_ahead = Empty,
         warmroute.rank = Empty,
         warmroute.matched_tokens = Empty,
         warmroute.offloaded_tokens = Empty,
@@ -149,35 +152,34 @@ impl RequestSpan {
         if self.span.is_disabled() {
             return;
         }
-        let Decision { model, requested, policy, pick, outcome, prompt_tokens, prompt_blocks, .. } = decision;
+        let Decision { model, requested, policy, pick, outcome, prompt_tokens, .. } = decision;
         let record = |name, n: u32| self.span.record(name, i64::from(n));
         self.span.record(attribute::REQUEST_MODEL, &**requested);
-        self.span.record(attribute::POLICY, policy.as_str());
-        record(attribute::CANDIDATES, decision.n_candidates);
-        record(attribute::AVOIDED, decision.n_avoided);
-        record(attribute::PROMPT_BLOCKS, *prompt_blocks);
-        if let Some(standing) = decision.standings.first() {
-            record(attribute::IN_FLIGHT, standing.in_flight);
-        }
-        if let Some(runner_up) = decision.runner_up() {
-            record(attribute::RUNNER_UP_MATCHED_TOKENS, runner_up.matched_tokens);
-            record(attribute::RUNNER_UP_IN_FLIGHT, runner_up.in_flight);
-        }
         self.span.record(attribute::POOL, &**model);
         self.span.record(attribute::DECISION_OUTCOME, outcome.as_str());
         if let Outcome::Fallback(fallback) = outcome {
             self.span.record(attribute::DECISION_FALLBACK, fallback.as_str());
         }
+        self.span.record(attribute::POLICY, policy.as_str());
         self.span.record(attribute::ENDPOINT_PICKED, display(pick.endpoint.address));
-        if let Some(alternate) = &pick.alternate {
-            self.span.record(attribute::RUNNER_UP, display(alternate.address));
-        }
         if let Some(rank) = pick.rank {
             record(attribute::RANK, rank);
         }
         record(attribute::INPUT_TOKENS, *prompt_tokens);
         record(attribute::MATCHED_TOKENS, pick.matched_tokens);
         record(attribute::OFFLOADED_TOKENS, pick.offloaded_tokens);
+        record(attribute::CANDIDATES, decision.n_candidates);
+        record(attribute::AVOIDED, decision.n_avoided);
+        if let Some(first) = decision.standings.first() {
+            record(attribute::PROMISED_TOKENS, first.promised_tokens);
+            record(attribute::IN_FLIGHT, first.in_flight);
+        }
+        if let Some(second) = decision.runner_up() {
+            self.span.record(attribute::RUNNER_UP, display(second.endpoint));
+            record(attribute::RUNNER_UP_MATCHED_TOKENS, second.matched_tokens);
+            record(attribute::RUNNER_UP_IN_FLIGHT, second.in_flight);
+            self.span.record(attribute::RUNNER_UP_TOO_FAR_AHEAD, second.is_too_far_ahead);
+        }
     }
 
     /// Ends it with the status of the stream; what is recorded later is lost.
@@ -240,11 +242,11 @@ impl StageSpan {
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         work.instrument(self.0.clone()).await
     }
+}
 
-    /// Records why the step has failed, by the name that the metrics have for it.
-    pub fn failed(&self, reason: &'static str) {
-        self.0.record(attribute::ERROR_TYPE, reason);
-    }
+/// Records, within the span of a step, why it has failed, by the name that the metrics have for it.
+pub fn stage_failed(reason: &'static str) {
+    Span::current().record(attribute::ERROR_TYPE, reason);
 }
 
 impl Drop for StageSpan {
@@ -358,7 +360,15 @@ mod tests {
                 attribute::DECISION_FALLBACK,
                 attribute::ENDPOINT_PICKED,
                 attribute::ENDPOINT_SERVED,
+                attribute::POLICY,
+                attribute::CANDIDATES,
+                attribute::AVOIDED,
+                attribute::PROMISED_TOKENS,
+                attribute::IN_FLIGHT,
                 attribute::RUNNER_UP,
+                attribute::RUNNER_UP_MATCHED_TOKENS,
+                attribute::RUNNER_UP_IN_FLIGHT,
+                attribute::RUNNER_UP_TOO_FAR_AHEAD,
                 attribute::RANK,
                 attribute::MATCHED_TOKENS,
                 attribute::OFFLOADED_TOKENS,
