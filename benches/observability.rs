@@ -126,6 +126,7 @@ fn router() -> Router {
         sync: false,
         learned: Promises::new(PromiseLimits::LEARNED),
         rollout: Default::default(),
+        predictions: Arc::default(),
     });
     let mut pools = Pools::default();
     pools.add(&pool, &[], true);

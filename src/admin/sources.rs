@@ -32,6 +32,8 @@ pub struct SourceRow {
     pub gaps: u64,
     /// Replays requested.
     pub replays: u64,
+    /// Time since the last batch was applied; null: none yet.
+    pub last_event_ms: Option<u64>,
 }
 
 /// What a source holds, equal for equal contents in whatever order they came.
@@ -91,6 +93,7 @@ mod tests {
             generations: 1,
             gaps: 2,
             replays: 4,
+            last_event_ms: Some(5),
         }
     }
 
@@ -100,6 +103,7 @@ mod tests {
             "model": "m", "endpoint": "127.0.0.1:8000", "rank": 0, "state": "live", "last_seq": 7,
             "digest": {"n_blocks": 3, "sum": "00000000000000ab"}, "proved": ["plain"], "generations": 1, "gaps": 2,
             "replays": 4,
+            "last_event_ms": 5,
         });
         assert_eq!(serde_json::to_value(row(8000, 0)).expect("a row is JSON"), expected);
         let unknown = SourceRow { last_seq: None, ..row(8000, 0) };

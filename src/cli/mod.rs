@@ -1,12 +1,16 @@
 //! The command line.
 
+pub mod admin_port;
+mod columns;
 pub mod decode;
 pub mod doctor;
+pub mod explain;
 pub mod hash;
 mod lines;
 pub mod ready;
 mod sockets;
 pub mod tail;
+pub mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -50,6 +54,10 @@ enum Command {
     Ready(ready::Options),
     /// Look at engines and say what is right, what is wrong and what to change; exit with 1 when something has to.
     Doctor(doctor::Options),
+    /// Say why a request goes, or went, where it does.
+    Explain(explain::Options),
+    /// Watch a router's endpoints and decisions, live.
+    Top(top::Options),
     /// Compute vLLM's block hashes: JSON lines from standard input to standard output.
     Hash,
     /// Decode vLLM's KV event batches: JSON lines from standard input to standard output.
@@ -84,6 +92,10 @@ enum Error {
     Tail(#[from] tail::Error),
     #[error(transparent)]
     Doctor(#[from] doctor::Error),
+    #[error(transparent)]
+    Explain(#[from] explain::Error),
+    #[error(transparent)]
+    Top(#[from] top::Error),
 }
 
 /// Runs the command that the arguments name.
@@ -122,6 +134,14 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Doctor(options) => {
             let config = options.config.as_deref().map(load).transpose()?;
             Ok(doctor::run(&options, config.as_ref(), io::stdout())?)
+        }
+        Command::Explain(options) => {
+            explain::run(options, io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Top(options) => {
+            top::run(options)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Hash => hash::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),
         Command::Decode => decode::run(io::stdin().lock(), io::stdout().lock()).map_err(Error::Stdio),

@@ -86,7 +86,7 @@ mod tests {
         let new = format!(
             "rollout: {{mode: shadow, record: {{path: /tmp/r}}}}\nlog: {{filter: debug, format: json}}\n\
              limits: {{body_bytes: 2048}}\nmodels: [{}, {}]",
-            model("m", "aliases: [n], rollout: {percent: 5}, "),
+            model("m", "aliases: [p], rollout: {percent: 5}, "),
             model("o", "")
         );
         let (live, at_start) = difference(&old, &new);
@@ -96,9 +96,9 @@ mod tests {
 
     #[test]
     fn what_may_change_is_taken_by_name_and_nothing_else_is() {
-        let mut config = parse(&format!("models: [{}, {}]", model("m", ""), model("n", "")));
-        let (n, m) = (model("n", "rollout: {mode: off}, "), model("m", "aliases: [x], "));
-        let new = parse(&format!("log: {{filter: warn, format: json}}\nrollout: {{mode: shadow}}\nmodels: [{n}, {m}]"));
+        let mut config = parse(&format!("models: [{}, {}]", model("m", ""), model("p", "")));
+        let (p, m) = (model("p", "rollout: {mode: off}, "), model("m", "aliases: [x], "));
+        let new = parse(&format!("log: {{filter: warn, format: json}}\nrollout: {{mode: shadow}}\nmodels: [{p}, {m}]"));
         config.take_live(&new);
         assert_eq!((config.rollout.mode, config.log.filter.as_str()), (Mode::Shadow, "warn"));
         assert_eq!((config.models[0].rollout.mode, config.models[1].rollout.mode), (Mode::Active, Mode::Off));

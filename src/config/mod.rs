@@ -3,6 +3,7 @@
 //! All faults are reported together, each with its path, what was found and what was expected, before any port is
 //! opened. Every setting is documented at its field; `warmroute check-config` prints them with the values in force.
 
+mod admin;
 mod aliases;
 mod difference;
 mod discovery;
@@ -24,6 +25,8 @@ use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use admin::{Admin, Explain};
+use admin::{read_admin, read_explain};
 pub use aliases::Alias;
 pub use difference::Difference;
 pub use discovery::{Discovery, Dns, DnsKind, EndpointFile, Kubernetes, Preset, StaticEndpoint, parse_endpoints};
@@ -51,6 +54,10 @@ use crate::telemetry::LogFormat;
 pub struct Config {
     /// Where the servers listen.
     pub listen: Listen,
+    /// Who may look at the router.
+    pub admin: Admin,
+    /// The decisions that are kept.
+    pub explain: Explain,
     /// How Envoy is told the endpoint.
     pub selection: Selection,
     /// What Envoy is set to.
@@ -207,21 +214,37 @@ impl Config {
 
 /// None only together with a fault.
 fn read_config(root: &Node<'_>) -> Option<Config> {
-    let [listen, selection, envoy, limits, log, trace, metrics, events, rollout, readiness, shutdown, models] = root
-        .fields([
-            "listen",
-            "selection",
-            "envoy",
-            "limits",
-            "log",
-            "trace",
-            "metrics",
-            "events",
-            "rollout",
-            "readiness",
-            "shutdown",
-            "models",
-        ]);
+    let [
+        listen,
+        admin,
+        explain,
+        selection,
+        envoy,
+        limits,
+        log,
+        trace,
+        metrics,
+        events,
+        rollout,
+        readiness,
+        shutdown,
+        models,
+    ] = root.fields([
+        "listen",
+        "admin",
+        "explain",
+        "selection",
+        "envoy",
+        "limits",
+        "log",
+        "trace",
+        "metrics",
+        "events",
+        "rollout",
+        "readiness",
+        "shutdown",
+        "models",
+    ]);
     let (selection, envoy) = (read_selection(&selection), read_envoy(&envoy));
     let nodes = models.items();
     if nodes.is_empty() {
@@ -231,6 +254,8 @@ fn read_config(root: &Node<'_>) -> Option<Config> {
     check_names(&nodes, &parsed);
     Some(Config {
         listen: read_listen(&listen),
+        admin: read_admin(&admin),
+        explain: read_explain(&explain),
         rollout: read_rollout(&rollout, selection.mode),
         selection,
         envoy,

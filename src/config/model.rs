@@ -12,7 +12,7 @@ use super::rollout::read_model_rollout;
 use super::tokenizer::{Tokenizer, read_tokenizer};
 use super::{Envoy, Selection};
 use crate::engine::Access;
-use crate::extproc::rollout::Rollout;
+use crate::extproc::rollout::Rollout as PoolRollout;
 use crate::routing::hash::{BlockHasher, HashAlgorithm};
 
 /// Adapters per model: each has a bit in the index's set of proved kinds of keys.
@@ -38,7 +38,7 @@ pub struct Model {
     /// Where token ids come from.
     pub tokenizer: Tokenizer,
     /// How far Envoy follows the picks; `rollout.mode` may be stricter.
-    pub rollout: Rollout,
+    pub rollout: PoolRollout,
     /// The endpoints.
     pub discovery: Discovery,
 }

@@ -14,7 +14,7 @@ const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// A key that follows its file. A key that cannot be read again stays what it was.
 #[derive(Debug)]
-pub(super) struct ApiKey {
+pub struct ApiKey {
     path: PathBuf,
     /// Held for as long as it takes to copy a header, never across a wait.
     known: Mutex<Known>,
@@ -30,13 +30,17 @@ struct Known {
 }
 
 impl ApiKey {
-    pub(super) fn read(path: &Path) -> Result<Self, FileError> {
+    /// The key in a file.
+    ///
+    /// # Errors
+    /// As [`read_key`].
+    pub fn read(path: &Path) -> Result<Self, FileError> {
         let known = Known { bearer: read_key(path)?, read_at: Instant::now(), is_stale: false };
         Ok(Self { path: path.to_owned(), known: Mutex::new(known) })
     }
 
     /// Value of the `authorization` header.
-    pub(super) async fn bearer(&self) -> HeaderValue {
+    pub async fn bearer(&self) -> HeaderValue {
         if let Some(fresh) = self.claim_fresh() {
             return fresh;
         }

@@ -25,8 +25,7 @@ use tracing::Instrument as _;
 
 pub use access::{Access, FileError, Scheme, read_ca};
 use call::CallSpan;
-use key::ApiKey;
-pub use key::read_key;
+pub use key::{ApiKey, read_key};
 pub use target::{Base, BaseError, Target};
 
 /// An idle connection is kept this long: shorter than uvicorn's keep-alive of 5 s (vLLM's default), so that a call

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::continuity::{Phase, SeqNo};
 use super::wire::WireError;
@@ -118,6 +119,8 @@ pub struct SourceStatus {
     pub n_panics: u64,
     /// Snapshots that it went on from.
     pub n_restored: u64,
+    /// Time since the last batch was applied; none before the first.
+    pub last_batch_age: Option<Duration>,
 }
 
 /// The counters behind [`SourceStatus`]. Each is written by the source's thread alone; none guards other memory, so all
@@ -130,6 +133,8 @@ pub(super) struct SourceStats {
     /// One value, so that number and digest are of the same moment: locked for as long as it takes to copy.
     content: Mutex<Content>,
     n_blocks: AtomicU64,
+    /// When the last batch was applied; locked for as long as it takes to copy.
+    last_batch: Mutex<Option<Instant>>,
     pub(super) n_generations: Counter,
     pub(super) n_batches: Counter,
     pub(super) n_stored: Counter,
@@ -226,6 +231,16 @@ impl SourceStats {
 
     pub(super) fn content(&self) -> Content {
         *self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch has been applied.
+    pub(super) fn applied_batch(&self) {
+        self.n_batches.add(1_u64);
+        *self.last_batch.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(super) fn last_batch_age(&self) -> Option<Duration> {
+        self.last_batch.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 
     pub(super) fn set_n_blocks(&self, n_blocks: usize) {

@@ -11,8 +11,10 @@
 
 pub mod decide;
 pub mod echo;
+pub mod explain;
 pub mod health;
 pub mod held;
+pub mod journal;
 pub mod message;
 pub mod reply;
 pub mod report;
@@ -44,6 +46,7 @@ use tracing::{Instrument, debug, error, warn};
 
 use self::decide::{Answer, Routed, Router, Shadowed, Verdict};
 use self::held::Room;
+use self::journal::Record;
 use self::message::{BodyMode, Modes, Served};
 use self::reply::{Replies, Selection};
 use self::settle::{Settled, settle};
@@ -182,6 +185,7 @@ impl ExternalProcessor for Processor {
             router: self.router.clone(),
             shutdown: self.shutdown.clone(),
             routed: None,
+            record: None,
             shadowed: None,
             late: None,
             _counted: self.router.metrics().open_stream(),
@@ -199,6 +203,8 @@ struct Session {
     router: Arc<Router>,
     shutdown: CancellationToken,
     routed: Option<Box<Routed>>,
+    /// What is kept of the decision, for those who ask.
+    record: Option<Arc<Record>>,
     /// Instead of that, where Envoy does not follow.
     shadowed: Option<Box<Shadowed>>,
     /// What may still be learned for later requests; ends with the stream.
@@ -292,6 +298,7 @@ impl Session {
             self.router.decide(head, body).await
         };
         self.late = late;
+        self.record = self.router.journal().keep(question.head.request_id.as_deref(), &verdict);
         let reply = self.state.decided(question, &verdict, body);
         match verdict {
             Verdict::Route(routed) => {
@@ -334,8 +341,11 @@ impl Session {
         if let Some(shadowed) = &mut self.shadowed {
             shadowed.served(served, self.router.now(), self.router.metrics());
         }
-        let Some(routed) = &mut self.routed else { return };
-        let (settled, is_newly_avoided) = settle(routed, served, self.router.now());
+        let settled = self.routed.as_mut().map(|routed| settle(routed, served, self.router.now()));
+        if let Some(record) = &self.record {
+            record.served(served, settled.map(|(settled, _)| settled));
+        }
+        let Some((settled, is_newly_avoided)) = settled else { return };
         self.count_settled(settled, is_newly_avoided, served);
     }
 
@@ -362,8 +372,15 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.state.may_end() {
+            // Nothing is owed any more. Envoy ends a stream with the request, and rarely waits for us to end it too.
+            self.span.end(Code::Ok);
+        }
         if let Some(routed) = self.routed.take() {
             routed.end(self.router.now());
+        }
+        if let Some(record) = &self.record {
+            record.ended();
         }
         if let Some(shadowed) = self.shadowed.take() {
             shadowed.end(self.router.now(), self.router.metrics());

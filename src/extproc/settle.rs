@@ -20,6 +20,19 @@ pub enum Settled {
     NotServed,
 }
 
+impl Settled {
+    /// Name in explanations and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AsPicked => "as_picked",
+            Self::CannotServe => "cannot_serve",
+            Self::Retried => "retried",
+            Self::Elsewhere => "elsewhere",
+            Self::NotServed => "not_served",
+        }
+    }
+}
+
 /// Moves the in-flight count to the endpoint that served, and avoids the one that did not. Says also whether that
 /// begins a time of avoidance.
 pub fn settle(routed: &mut Routed, served: &Served, now: Millis) -> (Settled, bool) {
@@ -113,6 +126,7 @@ mod tests {
             endpoints: watch::channel(Arc::new(set)).1,
             reports: None,
             sync: false,
+            predictions: Arc::default(),
             learned: Promises::new(PromiseLimits::LEARNED),
             rollout: Switch::default(),
         };
@@ -138,7 +152,8 @@ mod tests {
         };
         let in_flight = InFlight::new(endpoints[0].clone(), Millis(0));
         let promised = pool.learned.promise(&[BlockHash(1)], 0, &endpoints[0], Millis(0)).into_iter().collect();
-        (Routed { decision, in_flight, promised, pool: Arc::new(pool), steered_rank: None }, endpoints)
+        let pool = Arc::new(pool);
+        (Routed { decision, in_flight, promised, watched: None, pool, steered_rank: None }, endpoints)
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Endpoint {
     pub ranks: Ranks,
     /// The adapters that it says it has loaded.
     pub adapters: ListedAdapters,
+    /// What it was given by our picks.
+    pub given: Given,
 }
 
 impl Endpoint {
@@ -41,7 +43,41 @@ impl Endpoint {
             knowledge: Arc::default(),
             ranks: Ranks::default(),
             adapters: ListedAdapters::default(),
+            given: Given::default(),
         }
+    }
+}
+
+/// Sums over the decisions that have picked an endpoint. They leave together with it. Independent counters, so all
+/// accesses are relaxed.
+#[derive(Debug, Default)]
+pub struct Given {
+    n_decisions: AtomicU64,
+    matched_tokens: AtomicU64,
+    prompt_tokens: AtomicU64,
+}
+
+impl Given {
+    /// Counts a decision.
+    pub fn count(&self, matched_tokens: u32, prompt_tokens: u32) {
+        self.n_decisions.fetch_add(1, Ordering::Relaxed);
+        self.matched_tokens.fetch_add(u64::from(matched_tokens), Ordering::Relaxed);
+        self.prompt_tokens.fetch_add(u64::from(prompt_tokens), Ordering::Relaxed);
+    }
+
+    /// Decisions that have picked it.
+    pub fn n_decisions(&self) -> u64 {
+        self.n_decisions.load(Ordering::Relaxed)
+    }
+
+    /// Tokens that it was said to hold.
+    pub fn matched_tokens(&self) -> u64 {
+        self.matched_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Tokens of all prompts.
+    pub fn prompt_tokens(&self) -> u64 {
+        self.prompt_tokens.load(Ordering::Relaxed)
     }
 }
 

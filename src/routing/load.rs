@@ -39,6 +39,12 @@ impl Load {
         Avoidance::unpack(self.avoidance.load(Relaxed)).until > now
     }
 
+    /// How long it is still avoided; none if it is not.
+    pub fn avoided_for(&self, now: Millis) -> Option<Millis> {
+        let until = Avoidance::unpack(self.avoidance.load(Relaxed)).until;
+        until.0.checked_sub(now.0).filter(|rest| *rest > 0).map(Millis)
+    }
+
     /// A request that was picked for this endpoint at `picked_at` was not served by it. Says whether that begins a time
     /// of avoidance: requests that were under way when the last one began fail with it and tell nothing new.
     pub fn failed(&self, picked_at: Millis, now: Millis) -> bool {
@@ -163,6 +169,7 @@ mod tests {
         let fails_at = |ms| load.failed(Millis(ms), Millis(ms));
         fails_at(10);
         assert!(load.is_avoided(Millis(1_009)) && !load.is_avoided(Millis(1_010)));
+        assert_eq!((load.avoided_for(Millis(1_009)), load.avoided_for(Millis(1_010))), (Some(Millis(1)), None));
         fails_at(2_000);
         assert!(load.is_avoided(Millis(3_999)) && !load.is_avoided(Millis(4_000)));
         (3..300).for_each(|n| assert!(fails_at(n * 1_000)));

@@ -51,6 +51,11 @@ pub struct Choice {
 
 /// Picks among `candidates` and says how they stood; none when there are none. `random` breaks ties.
 pub fn choose(candidates: &Candidates, random: &mut fastrand::Rng) -> Option<Choice> {
+    choose_keeping(MOST_STANDINGS, candidates, random)
+}
+
+/// The same, with the standings of up to `n` candidates.
+pub fn choose_keeping(n: usize, candidates: &Candidates, random: &mut fastrand::Rng) -> Option<Choice> {
     let Candidates { all, n_avoided } = candidates;
     let pick = pick(all, random)?;
     let fewest = fewest_in_flight(all)?;
@@ -58,7 +63,7 @@ pub fn choose(candidates: &Candidates, random: &mut fastrand::Rng) -> Option<Cho
     let is_second = |candidate: &Candidate| pick.alternate.as_ref().is_some_and(|it| it.id == candidate.endpoint.id);
     // Of equals those that chance has preferred stand in front.
     let order = |candidate: &Candidate| (is_first(candidate), is_second(candidate), merit(candidate, fewest));
-    let best = greatest(all.iter(), MOST_STANDINGS, |a, b| order(a).cmp(&order(b)));
+    let best = greatest(all.iter(), n, |a, b| order(a).cmp(&order(b)));
     let n_tokens = |first: &&Candidate| merit(first, fewest).0 + merit(first, fewest).1;
     let policy = if best.first().map_or(0, n_tokens) > 0 { Policy::PrefixCache } else { Policy::LeastRequest };
     Some(Choice {
@@ -68,14 +73,6 @@ pub fn choose(candidates: &Candidates, random: &mut fastrand::Rng) -> Option<Cho
         n_candidates: u32::try_from(all.len()).unwrap_or(u32::MAX),
         n_avoided: *n_avoided,
     })
-}
-
-/// How each of `candidates` stands, best first.
-pub fn standings(candidates: &[Candidate]) -> Vec<Standing> {
-    let Some(fewest) = fewest_in_flight(candidates) else { return Vec::new() };
-    let by_merit = |a: &&Candidate, b: &&Candidate| merit(a, fewest).cmp(&merit(b, fewest));
-    let best = greatest(candidates.iter(), candidates.len(), by_merit);
-    best.into_iter().map(|candidate| standing(candidate, fewest)).collect()
 }
 
 fn standing(candidate: &Candidate, fewest_in_flight: u32) -> Standing {

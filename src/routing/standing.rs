@@ -92,7 +92,7 @@ mod tests {
         for n_items in 0..40 {
             let items: Vec<(u32, usize)> = (0..n_items).map(|idx| (random.u32(..6), idx)).collect();
             let mut sorted = items.clone();
-            sorted.sort_by(|a, b| b.0.cmp(&a.0));
+            sorted.sort_by_key(|item| std::cmp::Reverse(item.0));
             for n in 0..10 {
                 let found = greatest(items.iter().copied(), n, |a, b| a.0.cmp(&b.0));
                 assert_eq!(found, sorted[..n.min(n_items)], "{n} of {items:?}");

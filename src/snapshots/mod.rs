@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
+use crate::engine::ApiKey;
 use crate::events::snapshot::{Snapshot, SourceKey};
 use crate::events::socket::{EventPlane, SourceStatus};
 use crate::telemetry::metrics::Metrics;
@@ -43,6 +44,8 @@ pub struct Config {
     pub interval: Duration,
     /// The other replicas; none: nobody is asked.
     pub siblings: Vec<Sibling>,
+    /// The token that their admin ports ask for, which is the one that ours does.
+    pub token: Option<Arc<ApiKey>>,
 }
 
 /// The snapshots cannot be set up.
@@ -111,7 +114,8 @@ impl Snapshots {
             return Ok(None);
         }
         let (plane, metrics) = (self.plane.clone(), self.metrics.clone());
-        Siblings::new(self.config.siblings.clone(), self.instance, &self.from_disk, plane, metrics).map(Some)
+        let siblings = (self.config.siblings.clone(), self.config.token.clone());
+        Siblings::new(siblings, self.instance, &self.from_disk, plane, metrics).map(Some)
     }
 
     fn dir(&self) -> Option<SnapshotDir> {

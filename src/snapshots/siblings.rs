@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::{Serialize, Serializer};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::needs::{Need, Needs, choose};
 use super::serve::{INSTANCE_HEADER, Listed, Listing};
 use super::{Error, InstanceId, key_of};
-use crate::engine::plain_http;
+use crate::engine::{ApiKey, plain_http};
 use crate::events::snapshot::{MAX_ENCODED_BYTES, Snapshot, SnapshotError, SourceKey};
 use crate::events::socket::{EventPlane, SourceState};
 use crate::telemetry::metrics::{Metrics, SnapshotStep};
@@ -86,6 +87,7 @@ impl Serialize for Sibling {
 #[derive(Debug)]
 pub struct Siblings {
     siblings: Vec<Sibling>,
+    token: Option<Arc<ApiKey>>,
     instance: InstanceId,
     client: Client,
     plane: Arc<EventPlane>,
@@ -115,7 +117,7 @@ enum FetchError {
 
 impl Siblings {
     pub(super) fn new(
-        siblings: Vec<Sibling>,
+        (siblings, token): (Vec<Sibling>, Option<Arc<ApiKey>>),
         instance: InstanceId,
         from_disk: &[SourceKey],
         plane: Arc<EventPlane>,
@@ -129,7 +131,7 @@ impl Siblings {
             .build()
             .map_err(Error::Client)?;
         let needs = Needs::new(from_disk.iter().cloned());
-        Ok(Self { siblings, instance, client, plane, metrics, needs, started: Instant::now() })
+        Ok(Self { siblings, token, instance, client, plane, metrics, needs, started: Instant::now() })
     }
 
     /// Asks until `shutdown`.
@@ -230,7 +232,11 @@ impl Siblings {
     }
 
     async fn get(&self, url: Url) -> Result<Response, FetchError> {
-        let response = self.client.get(url).send().await?;
+        let mut request = self.client.get(url);
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token.bearer().await);
+        }
+        let response = request.send().await?;
         match response.status() {
             StatusCode::OK => Ok(response),
             status => Err(FetchError::Status(status)),

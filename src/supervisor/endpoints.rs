@@ -117,6 +117,7 @@ impl BuiltPools {
             endpoints: endpoints.clone(),
             reports: model.events.report.then(|| Reports::new(body_bytes)),
             sync: model.events.sync,
+            predictions: Arc::default(),
             learned: Promises::new(PromiseLimits::LEARNED),
             rollout: Switch::default(),
         });

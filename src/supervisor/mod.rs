@@ -4,6 +4,7 @@
 //! name; one that ends unasked ends the process. Stopping reads top to bottom in `Running::stop`.
 
 mod endpoints;
+mod explain;
 mod publisher;
 mod reload;
 mod tokenizers;
@@ -23,13 +24,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::AdminState;
+use crate::admin::guard::Guard;
 use crate::admin::health::{Condition, Readiness};
 use crate::admin::sources::{self, ReadSources, SourceDigest};
 use crate::config::{self, Alias, Config};
 use crate::discovery::outage::error_chain;
+use crate::engine::ApiKey;
 use crate::events::socket::{EventPlane, LagObserver};
 use crate::events::stats::{DECODE_FAILURES, SourceStatus};
 use crate::extproc::decide::Router;
+use crate::extproc::journal::Journal;
 use crate::extproc::reply::Selection;
 use crate::record::Recorder;
 use crate::routing::endpoint::EndpointSet;
@@ -90,6 +94,9 @@ pub enum Error {
         #[source]
         source: crate::tokenizer::local::LoadError,
     },
+    /// The token of the admin port cannot be read any more.
+    #[error("cannot read the token of the admin port (admin.token_file)")]
+    Token(#[source] engine::FileError),
     /// Signals cannot be handled.
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
@@ -185,7 +192,9 @@ impl Running {
         let index =
             Arc::new(PrefixIndex::new(IndexLimits { bytes: config.limits.index_bytes, ..IndexLimits::default() }));
         let events = Arc::new(EventPlane::start_observed(&index, lag_observer(&metrics)));
-        let snapshots = Snapshots::load(snapshots_config(&config.events), events.clone(), metrics.clone()).await;
+        let token = read_token(&config.admin)?;
+        let snapshots =
+            Snapshots::load(snapshots_config(&config.events, token.clone()), events.clone(), metrics.clone()).await;
         let shared = Shared::new(config, &metrics, &events, &readiness).await?;
         let mut built = BuiltPools::new(config, &shared)?;
         observe(&metrics, &events, &built.endpoints);
@@ -194,9 +203,6 @@ impl Running {
 
         let [shutdown, shutdown_background, shutdown_admin] = std::array::from_fn(|_| CancellationToken::new());
         let [mut tasks, mut background, mut admin] = std::array::from_fn(|_| Tasks::default());
-        let state =
-            AdminState { metrics: metrics.clone(), readiness: readiness.clone(), sources: read_sources(&events) };
-        admin.spawn("admin", crate::admin::run(admin_listener, state, snapshots.routes(), shutdown_admin.clone()));
         built.spawn(&mut tasks, &shutdown);
         let warmth = warmth::Warmth { readiness: readiness.clone(), deadline: config.readiness.warm_deadline.0 };
         background.spawn("warmth", warmth.run(warmth::states(&events), shutdown_background.clone()));
@@ -211,8 +217,18 @@ impl Running {
         let (recorder, writer) = Recorder::new(is_recorded, metrics.clone());
         background.spawn("record", writer.run(shutdown_background.clone()));
         let router = Router::new(built.pools, index, metrics.clone()).with_recorder(recorder);
+        let router = router.with_journal(Journal::new(config.explain.decisions));
         let has_fallback = config.selection.mode.has_fallback();
         let router = Arc::new(if has_fallback { router } else { router.without_fallback() });
+        let (shown, readable) = (read_sources(&events), config.limits.body_bytes);
+        let state = AdminState {
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            sources: shown.clone(),
+            guard: Guard::new(token),
+        };
+        let others = snapshots.routes().merge(explain::routes(&router, &events, &readiness, shown, readable));
+        admin.spawn("admin", crate::admin::run(admin_listener, state, others, shutdown_admin.clone()));
         let Reloading { hangup, text, log_filter } = reloading;
         let live = Live { router: router.clone(), log_filter, record, metrics: metrics.clone() };
         live.roll_out(config);
@@ -222,6 +238,8 @@ impl Running {
         if let Some(push) = config.metrics.push() {
             background.spawn("metrics-push", push.run(metrics.clone(), shutdown_background.clone()));
         }
+        let predicting = router.clone();
+        metrics.set_prediction_collector(Box::new(move || predicting.prediction_rows()));
         background.spawn("sweep", sweep_promises(router.clone(), shutdown_background.clone()));
         let serve = extproc::run(extproc_listener, extproc_config(config), router, readiness.watch(), shutdown.clone());
         tasks.spawn("extproc", serve);
@@ -302,11 +320,18 @@ fn extproc_config(config: &Config) -> extproc::Config {
     }
 }
 
-fn snapshots_config(config: &config::Events) -> snapshots::Config {
+/// The token of the admin port, which siblings are shown as well.
+fn read_token(config: &config::Admin) -> Result<Option<Arc<ApiKey>>, Error> {
+    let read = |path| ApiKey::read(path).map(Arc::new).map_err(Error::Token);
+    config.token_file.as_deref().map(read).transpose()
+}
+
+fn snapshots_config(config: &config::Events, token: Option<Arc<ApiKey>>) -> snapshots::Config {
     snapshots::Config {
         dir: config.snapshots.dir.clone(),
         interval: config.snapshots.interval.0,
         siblings: config.siblings.clone(),
+        token,
     }
 }
 
@@ -385,6 +410,7 @@ fn shown_source(status: &SourceStatus) -> sources::SourceRow {
         generations: status.n_generations,
         gaps: status.n_gaps,
         replays: status.n_replays,
+        last_event_ms: explain::last_event_ms(status),
     }
 }
 

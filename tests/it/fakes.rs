@@ -148,9 +148,9 @@ pub(crate) struct FakeRouter {
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     pub(crate) set: watch::Sender<Arc<EndpointSet>>,
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) router: Arc<Router>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: tokio::task::JoinHandle<Result<(), extproc::Error>>,
     index: Arc<PrefixIndex>,
@@ -188,6 +188,7 @@ impl FakeRouter {
             endpoints: receiver,
             reports: Some(Reports::new(BODY_BYTES)),
             sync: true,
+            predictions: Arc::default(),
             learned: Promises::new(PromiseLimits::LEARNED),
             rollout: Switch::default(),
         });
@@ -204,7 +205,7 @@ impl FakeRouter {
         let (ready, is_ready) = watch::channel(false);
         let server = tokio::spawn(extproc::run(listener, config, router.clone(), is_ready, shutdown.clone()));
         let client = ExternalProcessorClient::connect(format!("http://{address}")).await.unwrap();
-        Self { address, endpoints, set, ready, metrics, tokenizer, router, shutdown, server, index, hasher, client }
+        Self { address, endpoints, set, ready, router, metrics, tokenizer, shutdown, server, index, hasher, client }
     }
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.

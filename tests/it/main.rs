@@ -11,6 +11,7 @@ mod duplex;
 mod endpoint_file;
 mod engine;
 mod events;
+mod explain;
 mod fake_api;
 mod fake_publisher;
 mod fakes;

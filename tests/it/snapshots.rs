@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use warmroute::admin::{self, AdminState, health::Readiness, sources::ReadSources};
+use warmroute::admin::{self, AdminState, guard::Guard, health::Readiness, sources::ReadSources};
 use warmroute::engine::plain_http;
 use warmroute::events::socket::{EventPlane, SourceState, SourceStatus};
 use warmroute::routing::index::{IndexLimits, PrefixIndex};
@@ -55,7 +55,7 @@ impl Replica {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let siblings: Vec<Sibling> = siblings.iter().chain([&&*url]).map(|url| url.parse().unwrap()).collect();
-        let config = Config { dir: dir.map(Path::to_owned), interval, siblings };
+        let config = Config { dir: dir.map(Path::to_owned), interval, siblings, token: None };
         let index = Arc::new(PrefixIndex::new(IndexLimits::default()));
         let (plane, metrics) = (Arc::new(EventPlane::start(&index)), Arc::new(Metrics::new()));
         let snapshots = Snapshots::load(config, plane.clone(), metrics.clone()).await;
@@ -63,7 +63,8 @@ impl Replica {
 
         let shutdown = CancellationToken::new();
         let sources = ReadSources::new(Vec::new);
-        let state = AdminState { metrics: metrics.clone(), readiness: Readiness::default(), sources };
+        let (readiness, guard) = (Readiness::default(), Guard::default());
+        let state = AdminState { metrics: metrics.clone(), readiness, sources, guard };
         let serving = admin::run(listener, state, snapshots.routes(), shutdown.clone());
         let asking = snapshots.siblings().unwrap().unwrap().run(shutdown.clone());
         let mut tasks =

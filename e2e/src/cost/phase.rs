@@ -1,5 +1,6 @@
 //! One phase of the measurement: publishers, whoever receives their events, and the accounts of both.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -134,11 +135,11 @@ impl Stage {
     /// The router follows the load through proxies that count.
     pub(super) async fn traffic(&self, cell: Cell) -> Result<Traffic> {
         let mut publishers = self.publishers(cell)?;
-        let mut proxies = Vec::new();
-        for publisher in &publishers {
-            let [events, replay] = publisher.addresses()?;
-            proxies.push([Proxy::start(events, 1)?, Proxy::start(replay, 1)?]);
-        }
+        let addresses = publishers.iter().map(PublisherProcess::addresses).collect::<Result<Vec<_>>>()?;
+        let start = move |[events, replay]: [SocketAddr; 2]| Ok([Proxy::start(events, 1)?, Proxy::start(replay, 1)?]);
+        // A proxy has a runtime of its own, which cannot be started on this one's threads.
+        let start_all = move || addresses.into_iter().map(start).collect::<Result<Vec<_>>>();
+        let proxies = tokio::task::spawn_blocking(start_all).await??;
         let engines: Vec<_> = (1..)
             .zip(&proxies)
             .map(|(number, [events, replay])| engine(number, events.endpoint(), replay.endpoint()))

@@ -120,9 +120,8 @@ async fn shadow_decisions_are_compared_with_envoys_own() {
     let (same, other, unknown) = (decided("true").await, decided("false").await, decided("unknown").await);
     assert_eq!((same + other, unknown), (12.0, 0.0), "{same} and {other}: Envoy tells who served each");
     assert!(other > 0.0, "Envoy knows nothing of caches");
-    let matched = async |who: &str| {
-        of(&format!("warmroute_shadow_matched_tokens_total{{model=\"tiny\",who=\"{who}\"}}")).await
-    };
+    let matched =
+        async |who: &str| of(&format!("warmroute_shadow_matched_tokens_total{{model=\"tiny\",who=\"{who}\"}}")).await;
     let (pick, served) = (matched("pick").await, matched("served").await);
     assert_eq!(pick, 12.0 * 16.0 * N_BLOCKS as f64);
     assert!(served < pick, "{served} of {pick}");

@@ -5,5 +5,6 @@
 
 mod canary;
 mod outage;
+mod prometheus;
 mod setup;
 mod traces;

@@ -71,6 +71,8 @@ pub(crate) struct Tokenizer {
 struct Asked {
     /// `traceparent` of each question, in order; empty where there was none.
     parents: Mutex<Vec<String>>,
+    /// The questions.
+    bodies: Mutex<Vec<Bytes>>,
     /// Answers with an error that repeats the question.
     echoes: Mutex<bool>,
 }
@@ -91,6 +93,12 @@ impl Tokenizer {
         self.asked.parents.lock().unwrap().clone()
     }
 
+    /// Whether some question had `text` in it.
+    pub(crate) fn was_asked(&self, text: &str) -> bool {
+        let bodies = self.asked.bodies.lock().unwrap();
+        bodies.iter().any(|body| String::from_utf8_lossy(body).contains(text))
+    }
+
     /// From now on every answer is an error that repeats the question.
     pub(crate) fn echo_as_error(&self) {
         *self.asked.echoes.lock().unwrap() = true;
@@ -100,6 +108,7 @@ impl Tokenizer {
 async fn tokenize(State(asked): State<Arc<Asked>>, headers: HeaderMap, body: Bytes) -> Response {
     let parent = headers.get("traceparent").map_or("", |value| value.to_str().unwrap());
     asked.parents.lock().unwrap().push(parent.to_owned());
+    asked.bodies.lock().unwrap().push(body.clone());
     if *asked.echoes.lock().unwrap() {
         return (StatusCode::BAD_REQUEST, body).into_response();
     }

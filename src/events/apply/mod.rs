@@ -132,7 +132,7 @@ impl Applier {
                 Event::TierBlocksCleared { medium } => self.clear_tier(*medium),
             }
         }
-        self.shared.stats.n_batches.add(1_u64);
+        self.shared.stats.applied_batch();
         self.shared.stats.n_skipped.add(batch.n_skipped);
         self.show();
     }

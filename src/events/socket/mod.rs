@@ -311,6 +311,7 @@ impl Shown {
             n_quarantines: stats.n_quarantines.get(),
             n_panics: stats.n_panics.get(),
             n_restored: stats.n_restored.get(),
+            last_batch_age: stats.last_batch_age(),
         }
     }
 }

@@ -43,6 +43,11 @@ impl Router {
         self.rolled_out.is_off.load(Relaxed)
     }
 
+    /// What is done with the picks of the pool whose picks are followed most.
+    pub fn rollout_mode(&self) -> Mode {
+        self.pools.iter().map(|pool| pool.rollout.get().mode).min().unwrap_or_default()
+    }
+
     /// What is done with a request whose pool is known.
     pub(super) fn mode_for(&self, head: &RequestHead, considered: &Considered, random: &mut fastrand::Rng) -> Mode {
         considered.target.pool.rollout.get().mode_for(head.request_id.as_deref(), random)

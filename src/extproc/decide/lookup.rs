@@ -12,15 +12,16 @@ use super::timer::Timer;
 use crate::routing::endpoint::{Endpoint, EndpointId};
 use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockSize, Scope};
-use crate::routing::index::{Keyspace, KeyspaceIndex, Overlaps};
-use crate::routing::index::{Promised, Promises};
+use crate::routing::index::{Clock, Keyspace, KeyspaceIndex, KeyspaceKind, Overlaps, Prediction};
+use crate::routing::index::{Promised, Promises, Watched};
 use crate::routing::load::Millis;
+use crate::routing::pick::Choice;
 use crate::routing::score::TokenMatch;
 use crate::telemetry::metrics::Stage;
 use crate::tokenizer::{Space, Tokens};
 
 /// Tokens per block of the learned index: vLLM's block size on GPUs.
-const LEARNED_BLOCK: u32 = 16;
+pub(super) const LEARNED_BLOCK: u32 = 16;
 
 /// A prompt's tokens and what is known of them.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub(super) struct Lookup {
     pub(super) prompt_tokens: u32,
     pub(super) matches: Vec<TokenMatch>,
     /// One for each keyspace that was looked into.
-    chains: Vec<Chain>,
+    pub(super) chains: Vec<Chain>,
     pub(super) basis: Basis,
 }
 
@@ -46,6 +47,8 @@ pub(super) enum Basis {
 pub(super) struct Chain {
     pub(super) hashes: Vec<BlockHash>,
     pub(super) block_size: BlockSize,
+    /// Who defines the hashes; none for the learned index.
+    pub(super) kind: Option<KeyspaceKind>,
     /// The keyspace; none for the learned index.
     keyspace: Option<Arc<KeyspaceIndex>>,
     /// How many of the blocks endpoints are known to hold.
@@ -74,7 +77,32 @@ impl Lookup {
     }
 }
 
+impl Lookup {
+    /// Watches whether the picked endpoint holds what it is said to hold: in the keyspace of its match or, where it
+    /// holds nothing, in any.
+    pub(super) fn watch(&self, pool: &Pool, choice: &Choice, clock: &Clock, now: Millis) -> Option<Watched> {
+        let (pick, standing) = (&choice.pick, choice.standings.first()?);
+        let held_tokens = standing.matched_tokens - standing.promised_tokens;
+        let has_match = |chain: &&Chain| chain.holds_tokens(pick.endpoint.id, held_tokens);
+        let chain = self.chains.iter().find(|chain| held_tokens == 0 || has_match(chain))?;
+        let block_size = chain.block_size.get();
+        let prediction = Prediction {
+            chain: &chain.hashes,
+            n_held: held_tokens / block_size,
+            n_matched: pick.matched_tokens / block_size,
+            endpoint: pick.endpoint.id,
+            rank: pick.rank.filter(|_| held_tokens > 0),
+        };
+        chain.keyspace.as_ref()?.watches().watch(&prediction, &pool.predictions, clock, now)
+    }
+}
+
 impl Chain {
+    fn holds_tokens(&self, endpoint: EndpointId, n_tokens: u32) -> bool {
+        let block_size = self.block_size.get();
+        self.held.iter().any(|(holder, n_blocks)| *holder == endpoint && n_blocks * block_size == n_tokens)
+    }
+
     /// Tokens in all of the blocks.
     pub(super) fn n_tokens(&self) -> u32 {
         u32::try_from(self.hashes.len()).unwrap_or(u32::MAX).saturating_mul(self.block_size.get())
@@ -143,7 +171,7 @@ impl Router {
                 matches.extend(promised(index.promises(), &hashes, held.iter().copied(), block_size, self.now()));
                 held
             });
-            chains.push(Chain { hashes, block_size, keyspace: Some(index), held });
+            chains.push(Chain { hashes, block_size, kind: Some(keyspace.kind), keyspace: Some(index), held });
         }
         (matches, chains)
     }
@@ -160,7 +188,7 @@ impl Router {
         let hashes = timer.timed(Stage::Hash, chain);
         let look_up = || promised(&pool.learned, &hashes, std::iter::empty(), block_size, self.now());
         let matches = timer.timed(Stage::Lookup, look_up);
-        (matches, Chain { hashes, block_size, keyspace: None, held: Vec::new() })
+        (matches, Chain { hashes, block_size, kind: None, keyspace: None, held: Vec::new() })
     }
 }
 

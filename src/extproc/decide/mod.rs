@@ -5,10 +5,12 @@
 
 mod beginning;
 mod course;
+mod dry_run;
 mod lookup;
 mod pools;
 mod shadow;
 mod timer;
+mod totals;
 mod verdict;
 
 use std::sync::Arc;
@@ -16,23 +18,26 @@ use std::time::Instant;
 
 use tracing::debug;
 
+pub use self::dry_run::{Considering, DryRun, KeyspaceBlocks, KeyspaceRow};
 use self::lookup::{Basis, Lookup, Question};
 use self::pools::Target;
 pub use self::pools::{Pool, Pools};
 pub use self::shadow::Shadowed;
 use self::timer::Timer;
+pub use self::totals::{Totals, TotalsSeen};
 pub use self::verdict::{Answer, Leave, Refusal, Routed, Verdict};
+use super::journal::Journal;
 use super::message::RequestHead;
 use super::report::{Found, body_to_send};
 use super::rollout::Mode;
 use crate::request::{self, Api, LlmRequest, Opened, Prompt};
 use crate::routing::endpoint::{Endpoint, EndpointSet};
 use crate::routing::hash::Scope;
-use crate::routing::index::{PrefixIndex, Promises};
+use crate::routing::index::{Clock, PrefixIndex, Promises};
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Choice, Decision, Fallback, Outcome, Pick, Timings, choose, pick};
 use crate::routing::score::candidates;
-use crate::telemetry::metrics::{Metrics, PromiseRow, Stage};
+use crate::telemetry::metrics::{Metrics, PredictionRow, PromiseRow, Stage};
 use crate::telemetry::trace::stage_failed;
 use crate::tokenizer::remote::{RemoteTokenizer, Targets};
 use crate::tokenizer::{Asked, Late, Space, Tokens};
@@ -44,6 +49,9 @@ pub struct Router {
     index: Arc<PrefixIndex>,
     metrics: Arc<Metrics>,
     started: Instant,
+    clock: Clock,
+    journal: Journal,
+    totals: Totals,
     /// Whether Envoy serves a request for which it is told no endpoint.
     has_fallback: bool,
     rolled_out: course::RolledOut,
@@ -70,11 +78,15 @@ type AskedFor = (Result<(Arc<Tokens>, Space), Fallback>, Option<Late>);
 impl Router {
     /// A router over `pools`.
     pub fn new(pools: Pools, index: Arc<PrefixIndex>, metrics: Arc<Metrics>) -> Self {
+        let started = Instant::now();
         Self {
             pools,
             index,
             metrics,
-            started: Instant::now(),
+            started,
+            clock: Clock::new(move || since(started)),
+            journal: Journal::default(),
+            totals: Totals::default(),
             has_fallback: true,
             rolled_out: course::RolledOut::default(),
         }
@@ -87,9 +99,18 @@ impl Router {
 
     /// Time since the router started.
     pub fn now(&self) -> Millis {
-        Millis(
-            u64::try_from(self.started.elapsed().as_millis()).expect("a process runs for less than 584 million years"),
-        )
+        since(self.started)
+    }
+
+    /// Keeps other decisions than the last [`super::journal::DEFAULT_DECISIONS`].
+    #[must_use]
+    pub fn with_journal(self, journal: Journal) -> Self {
+        Self { journal, ..self }
+    }
+
+    /// The last decisions.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// The instruments.
@@ -102,8 +123,21 @@ impl Router {
         for pool in self.pools.iter() {
             pool.learned.sweep(self.now());
             let keyspaces = self.index.keyspaces_of(&pool.model);
-            keyspaces.iter().for_each(|(_, keyspace)| keyspace.promises().sweep(self.now()));
+            for (_, keyspace) in keyspaces {
+                keyspace.promises().sweep(self.now());
+                keyspace.watches().sweep(self.now());
+            }
         }
+    }
+
+    /// How far the predictions came true in each pool.
+    pub fn prediction_rows(&self) -> Vec<PredictionRow> {
+        let row = |pool: &Pool| PredictionRow {
+            model: pool.model.clone(),
+            n_predicted: pool.predictions.n_predicted(),
+            n_stored_again: pool.predictions.n_stored_again(),
+        };
+        self.pools.iter().map(row).collect()
     }
 
     /// What is promised in each pool.
@@ -145,6 +179,7 @@ impl Router {
             decision.timings = timings;
         }
         self.count(&answer.verdict);
+        self.totals.count(&answer.verdict);
         answer
     }
 
@@ -188,9 +223,13 @@ impl Router {
         let late = considered.late.take();
         let (verdict, extended) = match self.mode_for(head, &considered, random) {
             Mode::Active => {
-                let verdict = timer.timed(Stage::Pick, || self.route(head, &considered, random));
+                let mut verdict = timer.timed(Stage::Pick, || self.route(head, &considered, random));
                 let Considered { target, lookup, .. } = considered;
                 let extended = if target.follows_events() { self.extend(&verdict, &lookup, body) } else { None };
+                if let (Some(_), Verdict::Route(routed)) = (&extended, &mut verdict) {
+                    // Its engine announces what it holds as it announces what it stores.
+                    routed.watched = None;
+                }
                 (verdict, extended)
             }
             // No engine is asked for anything on our behalf.
@@ -303,10 +342,7 @@ impl Router {
 
     /// The best endpoint for the request; none where there is nobody. Changes nothing.
     fn choose(&self, head: &RequestHead, considered: &Considered, random: &mut fastrand::Rng) -> Option<Choice> {
-        let Considered { target, endpoints, lookup, .. } = considered;
-        let matches = lookup.as_ref().map_or(&[][..], |lookup| &lookup.matches);
-        let is_allowed = target.servers(endpoints, |endpoint| head.allows(&endpoint.address));
-        choose(&candidates(endpoints, matches, is_allowed, self.now()), random)
+        choose(&self.candidates(head, considered), random)
     }
 
     /// Picks, and from then on counts the request for its endpoint.
@@ -319,10 +355,13 @@ impl Router {
         let in_flight = InFlight::new(choice.pick.endpoint.clone(), now);
         let promise = |lookup: &Lookup| lookup.promise(&target.pool, &choice.pick.endpoint, now);
         let promised = lookup.as_ref().map(promise).unwrap_or_default();
+        let watch = |lookup: &Lookup| lookup.watch(&target.pool, &choice, &self.clock, now);
+        let watched = lookup.as_ref().ok().and_then(watch);
         let steered_rank = if head.rank.is_none() { steered_rank(&choice.pick) } else { None };
         let decision = decision(target, choice, lookup);
         self.record(&decision, lookup, Mode::Active);
-        Verdict::Route(Box::new(Routed { decision, in_flight, promised, pool: target.pool.clone(), steered_rank }))
+        let pool = target.pool.clone();
+        Verdict::Route(Box::new(Routed { decision, in_flight, promised, watched, pool, steered_rank }))
     }
 
     fn count(&self, verdict: &Verdict) {
@@ -343,6 +382,10 @@ impl Router {
             self.metrics.count_fallback(fallback.as_str());
         }
     }
+}
+
+fn since(started: Instant) -> Millis {
+    Millis(u64::try_from(started.elapsed().as_millis()).expect("a process runs for less than 584 million years"))
 }
 
 /// The rank whose match was credited, where there is more than one to choose from. Without a match vLLM balances its

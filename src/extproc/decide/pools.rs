@@ -13,8 +13,8 @@ use crate::request::ReadOptions;
 use crate::routing::endpoint::{Endpoint, EndpointId, EndpointSet, Listing};
 use crate::routing::hash::own::OwnHasher;
 use crate::routing::hash::{BlockHash, BlockHasher, Scope};
-use crate::routing::index::Promises;
 use crate::routing::index::{KeyKinds, Keyspace, KeyspaceKind};
+use crate::routing::index::{PredictionSums, Promises};
 use crate::tokenizer::Tokenizer;
 
 /// One model and the endpoints that serve it.
@@ -36,6 +36,8 @@ pub struct Pool {
     pub reports: Option<Reports>,
     /// Whether the engines' KV events feed the index.
     pub sync: bool,
+    /// How far the predictions of what endpoints hold came true.
+    pub predictions: Arc<PredictionSums>,
     /// What the endpoints were given by our own picks: the index where no engine has announced anything.
     pub learned: Promises,
     /// Whether Envoy follows the picks.

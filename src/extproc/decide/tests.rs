@@ -39,6 +39,7 @@ impl Fixture {
             reports: None,
             endpoints: watch::channel(Arc::new(set)).1,
             sync,
+            predictions: Arc::default(),
             learned: Promises::new(PromiseLimits::LEARNED),
             rollout: Switch::default(),
         });
@@ -123,6 +124,86 @@ fn synced() -> (Fixture, SlotWriter) {
     slot.store(&[BlockHash(1)]);
     slot.prove(KeyKinds::PLAIN);
     (fixture, slot)
+}
+
+/// Chains of the model and of its adapter, with and without a salt, on several ranks, in two keyspaces.
+fn populate(fixture: &Fixture, hasher: &BlockHasher, prompts: &[Vec<u32>], rng: &mut fastrand::Rng) -> Vec<SlotWriter> {
+    let engine = KeyspaceKind::Engine { algorithm: hasher.algorithm(), root: hasher.root() };
+    let kinds = [(engine.clone(), 0, 0), (engine.clone(), 1, 0), (engine, 1, 1), (KeyspaceKind::Own, 0, 1)];
+    let fill = |(kind, endpoint, rank)| {
+        let keyspace = Keyspace { model: "tiny".into(), block_size: BlockSize::new(2).expect("not 0"), kind };
+        let holder = Holder { endpoint: EndpointId(endpoint), rank, tier: Tier::Gpu };
+        let mut slot = fixture.index.acquire(&keyspace, holder).expect("a slot is free");
+        for prompt in prompts {
+            let adapter = rng.bool().then(|| fixture.pool.adapters[0].clone());
+            let cache_salt = rng.bool().then(|| "salt".into());
+            let hashes = fixture.pool.chain(&keyspace, prompt, &Scope { adapter, cache_salt, ..Scope::default() });
+            slot.store(&hashes[..rng.usize(..=hashes.len())]);
+        }
+        slot.prove(KeyKinds::PLAIN | KeyKinds::SALT | KeyKinds::ADAPTERS);
+        slot
+    };
+    kinds.into_iter().map(fill).collect()
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_the_decision_does_for_1000_random_requests_and_changes_nothing() {
+    let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).expect("a known root");
+    let fixture = Fixture::new(Some(hasher.clone()));
+    let mut rng = fastrand::Rng::with_seed(5);
+    let prompts: Vec<Vec<u32>> = (0..40).map(|_| (0..rng.u32(2..40)).map(|_| rng.u32(..4)).collect()).collect();
+    let _slots = populate(&fixture, &hasher, &prompts, &mut rng);
+    fixture.endpoint(1).ranks.set([0, 1]);
+    let (mut under_way, mut n_matched) = (std::collections::VecDeque::new(), 0);
+    for seed in 0..1_000 {
+        let mut prompt = prompts[rng.usize(..prompts.len())].clone();
+        prompt.extend((0..rng.usize(..4)).map(|_| rng.u32(..4)));
+        let model = ["tiny", "lora-a"][rng.usize(..2)];
+        let mut body = json!({ "model": model, "prompt": prompt });
+        if rng.bool() {
+            body["cache_salt"] = "salt".into();
+        }
+        let (body, head) = (body.to_string(), RequestHead { rank: (rng.u32(..10) == 0).then_some(1), ..head() });
+        let chance = || fastrand::Rng::with_seed(seed);
+        let state = || {
+            let in_flight = [0, 1].map(|id| fixture.endpoint(id).load.in_flight());
+            (fixture.router.totals(), fixture.router.promise_rows()[0].n_blocks, in_flight)
+        };
+        let before = state();
+        let dry = fixture.router.dry_run(&head, body.as_bytes(), &mut chance()).await;
+        assert_eq!(state(), before, "a dry run changes nothing");
+        let answer = fixture.router.decide_by(&head, body.as_bytes(), &mut chance()).await;
+        let Verdict::Route(routed) = answer.verdict else { panic!("there are endpoints") };
+        let shown = |it: &crate::extproc::journal::Picked| {
+            let names = (it.model.clone(), it.requested.clone(), it.policy, it.outcome);
+            (names, it.prompt_tokens, it.matched_tokens, it.endpoint, it.rank, it.n_candidates, it.standings.clone())
+        };
+        let real = crate::extproc::journal::Picked::of(&routed.decision);
+        assert_eq!(shown(&dry.verdict.expect("there are endpoints")), shown(&real), "request {seed}");
+        n_matched += u32::from(real.matched_tokens > 0);
+        under_way.push_back(routed);
+        if under_way.len() > 8 {
+            under_way.pop_front().expect("there are some").end(fixture.router.now());
+        }
+    }
+    assert!(n_matched > 200, "{n_matched} matched");
+}
+
+#[tokio::test]
+async fn a_block_that_is_stored_again_is_seen_in_the_decision_and_in_the_sums() {
+    let fixture = Fixture::new(None);
+    let mut slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 3);
+    let routed = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
+    let seen = routed.watched.as_ref().expect("it is watched").seen().clone();
+    assert_eq!((seen.n_predicted(), seen.n_stored_again()), (3, 0));
+    let keyspace =
+        Keyspace { model: "tiny".into(), block_size: BlockSize::new(2).expect("not 0"), kind: KeyspaceKind::Own };
+    slot.store(&fixture.pool.chain(&keyspace, &TOKENS, &Scope::default())[1..]);
+    assert_eq!(seen.n_stored_again(), 2);
+    assert!(seen.first_new_after().is_some());
+    routed.end(fixture.router.now());
+    let row = fixture.router.prediction_rows().remove(0);
+    assert_eq!((row.n_predicted, row.n_stored_again, fixture.router.totals().stored_again_blocks), (3, 2, 2));
 }
 
 #[tokio::test]

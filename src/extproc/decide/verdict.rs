@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Pool, Shadowed};
 use crate::routing::endpoint::Endpoint;
-use crate::routing::index::Promised;
+use crate::routing::index::{Promised, Watched};
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::Decision;
 use crate::tokenizer::Late;
@@ -42,6 +42,8 @@ pub struct Routed {
     /// The blocks that the endpoint is going to hold, by keyspace; none where it holds them, or where they are not
     /// known.
     pub promised: Vec<Promised>,
+    /// Tells whether the endpoint holds what it was said to hold; none where no events tell.
+    pub watched: Option<Watched>,
     /// The pool it was picked from.
     pub pool: Arc<Pool>,
     /// The data-parallel rank that the engine is told to use.
@@ -52,17 +54,23 @@ impl Routed {
     /// Another endpoint served the request.
     pub fn served_by(&mut self, server: Arc<Endpoint>, now: Millis) {
         self.promised.iter_mut().for_each(|promised| promised.move_to(&server, now));
+        // Nothing was predicted of that endpoint.
+        self.watched = None;
         self.in_flight.move_to(server);
     }
 
     /// Nobody computes anything for the request.
     pub fn void(&mut self) {
         self.promised.drain(..).for_each(Promised::void);
+        self.watched = None;
     }
 
     /// The request has ended.
     pub fn end(self, now: Millis) {
         self.promised.into_iter().for_each(|promised| promised.end(now));
+        if let Some(watched) = self.watched {
+            watched.end(now);
+        }
     }
 }
 

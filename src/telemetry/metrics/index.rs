@@ -67,6 +67,37 @@ impl Row for PromiseRow {
     }
 }
 
+/// How far the predictions of cached blocks came true in one pool, at the time of a scrape.
+#[derive(Clone, Debug)]
+pub struct PredictionRow {
+    /// Model name, as configured.
+    pub model: Arc<str>,
+    /// Blocks that picked endpoints were said to hold, of requests that have ended there.
+    pub n_predicted: u64,
+    /// Those of them that were stored again.
+    pub n_stored_again: u64,
+}
+
+impl Row for PredictionRow {
+    const LABELS: &'static [Label] = &[MODEL];
+    const SERIES: &'static [Series<Self>] = &[
+        Series::counter(
+            "predicted_blocks",
+            "Blocks that picked endpoints were said to hold, of requests that have ended there",
+            |row| row.n_predicted,
+        ),
+        Series::counter(
+            "overpredicted_blocks",
+            "Blocks that picked endpoints were said to hold, and have stored again; at least half of them are counted",
+            |row| row.n_stored_again,
+        ),
+    ];
+
+    fn label_values(&self) -> Vec<String> {
+        model_only(&self.model)
+    }
+}
+
 impl Metrics {
     /// Lets each scrape read the index as a whole: one row.
     ///
@@ -75,6 +106,15 @@ impl Metrics {
     /// When called twice: there is one index.
     pub fn set_index_collector(&self, read: ReadRows<IndexRow>) {
         self.index.set(read);
+    }
+
+    /// Lets each scrape read how far the predictions came true.
+    ///
+    /// # Panics
+    ///
+    /// When called twice.
+    pub fn set_prediction_collector(&self, read: ReadRows<PredictionRow>) {
+        self.predictions.set(read);
     }
 
     /// Lets each scrape read what is promised.

@@ -73,11 +73,14 @@ pub const FALLBACK_REASON: Label = closed(
         "local_tokenizer",
     ],
 );
+/// Why nobody was picked. Where Envoy has a policy to fall back to, the request is left to it (without an endpoint: in shadow
+/// only), else it is refused.
+const NO_PICK: &[&str] =
+    &["no_model", "unknown_model", "not_synced", "model_beyond_limit", "switched_off", "no_endpoint", "empty_subset"];
 /// Why a request was left to Envoy's own policy.
-pub const LEAVE_REASON: Label =
-    closed("reason", &["no_model", "unknown_model", "not_synced", "model_beyond_limit", "switched_off"]);
+pub const LEAVE_REASON: Label = closed("reason", NO_PICK);
 /// Why a request was answered with an error.
-pub const REFUSAL_REASON: Label = closed("reason", &["no_endpoint", "empty_subset"]);
+pub const REFUSAL_REASON: Label = closed("reason", NO_PICK);
 /// What is wrong with the modes of a stream.
 pub const STREAM_MODE: Label = closed(
     "mode",

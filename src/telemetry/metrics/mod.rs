@@ -43,7 +43,7 @@ pub use catalog::{Instrument, Kind};
 pub use discovery::DiscoveryChanges;
 pub use endpoints::{EndpointRow, NotServedCause};
 pub use events::{EventPlaneRow, SourceRow};
-pub use index::{IndexRow, PromiseRow};
+pub use index::{IndexRow, PredictionRow, PromiseRow};
 pub use request::Stage;
 pub use rollout::{Agreed, RecordDropped, Reload};
 pub use rows::ReadRows;
@@ -68,6 +68,7 @@ pub struct Metrics {
     events: events::Instruments,
     index: Arc<Rows<IndexRow>>,
     promises: Arc<Rows<PromiseRow>>,
+    predictions: Arc<Rows<PredictionRow>>,
     tokenizers: Arc<Rows<TokenizerRow>>,
     discovery: discovery::Instruments,
     rollout: rollout::Instruments,
@@ -105,6 +106,7 @@ impl Metrics {
             events: events::Instruments::register(c),
             index: c.add_rows(),
             promises: c.add_rows(),
+            predictions: c.add_rows(),
             tokenizers: c.add_rows(),
             discovery: discovery::Instruments::register(c),
             rollout: rollout::Instruments::register(c),

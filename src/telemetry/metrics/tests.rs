@@ -147,6 +147,10 @@ fn event_plane_has_its_series_without_labels() {
 #[test]
 fn what_is_promised_has_its_series() {
     let metrics = Metrics::new();
+    let row = PredictionRow { model: "m".into(), n_predicted: 5, n_stored_again: 4 };
+    metrics.set_prediction_collector(Box::new(move || vec![row.clone()]));
+    assert_line(&metrics.encode(), r#"warmroute_predicted_blocks_total{model="m"} 5"#);
+    assert_line(&metrics.encode(), r#"warmroute_overpredicted_blocks_total{model="m"} 4"#);
     let row = PromiseRow { model: "m".into(), n_blocks: 3, n_evicted: 2 };
     metrics.set_promise_collector(Box::new(move || vec![row.clone()]));
     let text = metrics.encode();

@@ -208,7 +208,7 @@ impl Deref for RequestSpan {
 }
 
 impl Drop for RequestSpan {
-    /// The stream was cut off: Envoy has no more use for it, mostly because the client has left.
+    /// The stream was cut off before its end: mostly because the client has left.
     fn drop(&mut self) {
         self.end(Code::Cancelled);
     }

@@ -177,7 +177,7 @@ fn what_the_server_says_is_judged() {
         Case {
             change: |seen| {
                 seen.cache =
-                    Asked::Answer(Some(CacheConfig { is_prefix_cached: Some(false), ..CacheConfig::default() }))
+                    Asked::Answer(Some(CacheConfig { is_prefix_cached: Some(false), ..CacheConfig::default() }));
             },
             check: "prefix caching",
             verdict: Verdict::Fault,
@@ -218,7 +218,7 @@ fn what_is_published_is_judged() {
         },
         Case {
             change: |seen| {
-                seen.ranks[0].replayed = Some(Replayed { first: Some(7), last: Some(9), n_batches: 3, has_end: true })
+                seen.ranks[0].replayed = Some(Replayed { first: Some(7), last: Some(9), n_batches: 3, has_end: true });
             },
             check: "replay",
             verdict: Verdict::Warn,
@@ -274,7 +274,7 @@ fn what_is_published_is_judged() {
         },
         Case {
             change: |seen| {
-                seen.cache = Asked::Answer(Some(CacheConfig { block_size: Some(16), ..CacheConfig::default() }))
+                seen.cache = Asked::Answer(Some(CacheConfig { block_size: Some(16), ..CacheConfig::default() }));
             },
             check: "block size",
             verdict: Verdict::Warn,

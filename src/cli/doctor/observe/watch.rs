@@ -256,10 +256,11 @@ async fn stands(monitor: &zmq::Socket, start: Instant, patience: Duration, kind:
         while let Some(event) = sockets::next_event(monitor) {
             match event {
                 LinkEvent::Up => return Link::Up(start.elapsed()),
-                LinkEvent::Refused => {
+                // A socket of the wrong kind hangs up, and libzmq does not always say why.
+                LinkEvent::Refused | LinkEvent::Down => {
                     return Link::Down(format!("what listens there is not a {kind} socket of ZeroMQ"));
                 }
-                LinkEvent::Down | LinkEvent::Other => {}
+                LinkEvent::Other => {}
             }
         }
         tokio::time::sleep(POLL).await;

@@ -1,0 +1,62 @@
+//! What the admin port shows of requests and sources, put together from their owners.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::admin::health::Readiness;
+use crate::admin::overview::{Overview, ReadPart};
+use crate::admin::sources;
+use crate::events::socket::EventPlane;
+use crate::events::stats::SourceStatus;
+use crate::extproc::decide::Router;
+use crate::extproc::explain::{Explain, ReadSources, SourceBrief};
+
+/// The routes of the admin port that show decisions.
+pub(super) fn routes(
+    router: &Arc<Router>,
+    events: &Arc<EventPlane>,
+    readiness: &Readiness,
+    sources: sources::ReadSources,
+    body_bytes: usize,
+) -> axum::Router {
+    let explain = Explain::new(router.clone(), read_sources(events), body_bytes);
+    let part = |read: fn(&Explain) -> Value| {
+        let explain = explain.clone();
+        ReadPart::new(move || read(&explain))
+    };
+    let rolled_out = router.clone();
+    let overview = Overview {
+        started: Instant::now(),
+        readiness: readiness.clone(),
+        sources,
+        rollout: ReadPart::new(move || rolled_out.rollout_mode().as_str().into()),
+        totals: part(Explain::totals),
+        index: part(Explain::index),
+        endpoints: part(Explain::endpoints),
+        recent: part(Explain::recent),
+    };
+    explain.routes().merge(overview.routes())
+}
+
+fn read_sources(events: &Arc<EventPlane>) -> ReadSources {
+    let events = events.clone();
+    ReadSources::new(move || events.status().iter().map(brief).collect())
+}
+
+fn brief(status: &SourceStatus) -> SourceBrief {
+    SourceBrief {
+        model: status.model.clone(),
+        endpoint: status.address,
+        rank: status.rank,
+        state: status.state.as_str(),
+        last_event_ms: last_event_ms(status),
+        n_blocks: status.n_blocks,
+    }
+}
+
+/// Milliseconds since a source's last batch was applied.
+pub(super) fn last_event_ms(status: &SourceStatus) -> Option<u64> {
+    status.last_batch_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+}
