@@ -119,6 +119,7 @@ fn router(source: Source, engine: SocketAddr) -> Router {
         reports: None,
         sync: false,
         learned: Promises::new(PromiseLimits::LEARNED),
+        predictions: Arc::default(),
         rollout: Switch::default(),
     });
     let mut pools = Pools::default();

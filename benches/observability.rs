@@ -1,9 +1,10 @@
-//! What it costs a decision to be observed: processor time with traces off, and with 1 % of the requests traced.
+//! What it costs a decision to be observed: processor time with nothing on, and with everything: the journal, watching
+//! whether predictions come true, and 1 % of the requests traced.
 //!
 //! `cargo bench --bench observability`. Counters are always on: they are part of both. Each way runs in processes of its
-//! own, in turn, and the whole process is measured, so that the threads which export are part of it; what is printed is
-//! the ratio of the medians. The prompts' tokens are their bytes: a decision that has to wait for a tokenizer costs more,
-//! of which observing is a smaller part.
+//! own, in turn, now the one and now the other first, and the whole process is measured, so that the threads which export
+//! are part of it; what is printed is the ratio of the medians. Prompts are token ids, of which one of the endpoints holds
+//! three quarters: a decision that has to wait for a tokenizer costs more, of which observing is a smaller part.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a benchmark fails")]
 #![allow(clippy::disallowed_methods, reason = "the collector runs beside the benchmark")]
@@ -23,9 +24,14 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::MetadataMap;
 use tracing::Instrument as _;
 use warmroute::extproc::decide::{Pool, Pools, Router, Verdict};
+use warmroute::extproc::journal::Journal;
 use warmroute::extproc::message::RequestHead;
+use warmroute::extproc::report::Reports;
 use warmroute::request::ReadOptions;
 use warmroute::routing::endpoint::{Endpoint, EndpointId, EndpointSet};
+use warmroute::routing::hash::own::OwnHasher;
+use warmroute::routing::hash::{BlockSize, Scope};
+use warmroute::routing::index::{Holder, KeyKinds, Keyspace, KeyspaceKind, SlotWriter, Tier};
 use warmroute::routing::index::{PrefixIndex, PromiseLimits, Promises};
 use warmroute::telemetry::metrics::Metrics;
 use warmroute::telemetry::trace::request_span;
@@ -38,6 +44,7 @@ const SIZES: [usize; 2] = [1_000, 8_000];
 const TOKENS: usize = 100_000_000;
 const ENDPOINTS: u32 = 16;
 const SAMPLED: f64 = 0.01;
+const MODEL: &str = "m";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -58,9 +65,10 @@ fn main() {
     };
     for n_tokens in SIZES {
         let [mut off, mut on] = [const { Vec::new() }; 2];
-        for _ in 0..ROUNDS {
-            off.push(measure("way-off", n_tokens));
-            on.push(measure("way-on", n_tokens));
+        for round in 0..ROUNDS {
+            let mut ways = [("way-off", &mut off), ("way-on", &mut on)];
+            ways.rotate_left(round % 2);
+            ways.into_iter().for_each(|(way, measured)| measured.push(measure(way, n_tokens)));
         }
         let (usual, observed) = (median(&mut off), median(&mut on));
         let ratio = observed as f64 / usual as f64;
@@ -69,7 +77,7 @@ fn main() {
     }
 }
 
-/// Processor time of this process per decision; spans go to `collector`, if there is one.
+/// Processor time of this process per decision; it is observed where there is a collector, to which spans go.
 fn nanoseconds_per_decision(collector: Option<SocketAddr>, n_tokens: usize) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let exporting = Runtime::new().unwrap();
@@ -83,8 +91,12 @@ fn nanoseconds_per_decision(collector: Option<SocketAddr>, n_tokens: usize) -> u
         let _guard = exporting.enter();
         telemetry::init(&config).unwrap()
     };
-    let router = router();
-    let bodies: Vec<_> = (0..64).map(|nth| body(nth, n_tokens)).collect();
+    let prompts: Vec<_> = (0..64).map(|nth| prompt(nth, n_tokens)).collect();
+    let index = Arc::new(PrefixIndex::default());
+    let _held = hold(&prompts, &index);
+    let router = router(index, if collector.is_some() { Observed::Wholly } else { Observed::ByCountersAlone });
+    let bodies: Vec<_> =
+        prompts.iter().map(|prompt| json!({ "model": MODEL, "prompt": prompt }).to_string().into_bytes()).collect();
     let decide = |nth: usize| runtime.block_on(decide(&router, &bodies[nth % bodies.len()]));
     (0..bodies.len()).for_each(decide);
     let n_decisions = TOKENS / n_tokens;
@@ -98,39 +110,68 @@ async fn decide(router: &Router, body: &[u8]) {
     let mut span = request_span(&MetadataMap::new());
     let head = RequestHead { path: "/v1/completions".to_owned(), ..RequestHead::default() };
     let answer = router.decide(&head, body).instrument(span.clone()).await;
+    let record = router.journal().keep(Some("a1f0c9d2-0000-4000-8000-000000000000"), &answer.verdict, None);
     let Verdict::Route(routed) = answer.verdict else { panic!("no pick") };
+    assert_eq!(routed.watched.is_some(), record.is_some(), "observed in every way or in none");
     span.decided(&routed.decision);
     span.end(tonic::Code::Ok);
     black_box(routed).end(router.now());
+    black_box(record);
 }
 
-/// A prompt of as many bytes as it is to have tokens.
-fn body(seed: u64, n_tokens: usize) -> Vec<u8> {
+fn prompt(seed: u64, n_tokens: usize) -> Vec<u32> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let prompt: String = (0..n_tokens).map(|_| random.alphanumeric()).collect();
-    json!({ "model": "m", "prompt": prompt }).to_string().into_bytes()
+    (0..n_tokens).map(|_| random.u32(..128_256)).collect()
 }
 
-/// A router for the model `m`, whose index is learned from its own picks.
-fn router() -> Router {
+/// Lets the endpoints hold the first three quarters of the prompts, in turn, until what is returned is dropped.
+fn hold(prompts: &[Vec<u32>], index: &PrefixIndex) -> Vec<SlotWriter> {
+    let block_size = BlockSize::new(16).unwrap();
+    let keyspace = Keyspace { model: MODEL.into(), block_size, kind: KeyspaceKind::Own };
+    let holder = |id| Holder { endpoint: EndpointId(id), rank: 0, tier: Tier::Gpu };
+    let mut slots: Vec<_> = (0..ENDPOINTS).map(|id| index.acquire(&keyspace, holder(id)).unwrap()).collect();
+    for (nth, prompt) in prompts.iter().enumerate() {
+        let chain = OwnHasher::new(MODEL).scoped_chain(prompt, block_size, &Scope::default());
+        let slot = &mut slots[nth % ENDPOINTS as usize];
+        slot.store(&chain[..chain.len() * 3 / 4]);
+        slot.prove(KeyKinds::PLAIN);
+    }
+    slots
+}
+
+/// Which observers a router has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Observed {
+    Wholly,
+    ByCountersAlone,
+}
+
+/// A router for the model, whose engines' events feed the index.
+fn router(index: Arc<PrefixIndex>, observed: Observed) -> Router {
     let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 1 + id as u16).into()));
     let endpoints = (0..ENDPOINTS).map(endpoint).collect();
+    // A pool whose engines are asked for reports is not watched; none of these endpoints lacks anything to report.
+    let reports = (observed == Observed::ByCountersAlone).then(|| Reports::new(1 << 20));
     let pool = Arc::new(Pool {
-        model: "m".into(),
+        model: MODEL.into(),
         adapters: Vec::new(),
         hasher: None,
         reading: ReadOptions::default(),
-        tokenizer: Arc::new(Tokenizer::new("m".into(), Source::Text, &Config::default())),
+        tokenizer: Arc::new(Tokenizer::new(MODEL.into(), Source::Text, &Config::default())),
         endpoints: watch::channel(Arc::new(EndpointSet { synced: true, endpoints })).1,
-        reports: None,
-        sync: false,
+        reports,
+        sync: true,
         learned: Promises::new(PromiseLimits::LEARNED),
         rollout: Default::default(),
         predictions: Arc::default(),
     });
     let mut pools = Pools::default();
     pools.add(&pool, &[], true);
-    Router::new(pools, Arc::new(PrefixIndex::default()), Arc::new(Metrics::new()))
+    let router = Router::new(pools, index, Arc::new(Metrics::new()));
+    match observed {
+        Observed::Wholly => router,
+        Observed::ByCountersAlone => router.with_journal(Journal::new(0)),
+    }
 }
 
 /// Processor time of all threads so far, also of those that have ended, in steps of 10 ms.

@@ -47,11 +47,11 @@ Where both clocks are involved (`warmroute_event_lag_seconds`) a difference betw
 
 const AIBRIX: &str = "## AIBrix's names
 
-Only with `metrics.aibrix_names: true`. Names, labels, values and buckets are those of AIBrix v0.7.0
+Only with `metrics.aibrix_names: true`. Names, labels, values and buckets are as in AIBrix's gateway plugin
 (`pkg/plugins/gateway/algorithms/prefix_cache.go`, `createPrefixCacheMetrics`), so that the prefix-cache row of its dashboard
-`observability/grafana/AIBrix_Envoy_Gateway_Plugins_Dashboard.json` goes on working. `using_kv_sync` is `false` for decisions that
-rest on our own earlier picks, and `aibrix_prefix_cache_indexer_status` has the model in place of AIBrix's `_init_`. Not kept, because
-there is no such thing here: `aibrix_prefix_cache_load_imbalance_total`, the selection `prefix_match_skipped`, and every error reason
+`observability/grafana/AIBrix_Envoy_Gateway_Plugins_Dashboard.json` goes on working. `using_kv_sync` is `false` for models that
+do not follow KV events, and `aibrix_prefix_cache_indexer_status` has the model in place of AIBrix's `_init_`. Decisions of a shadow,
+which Envoy is not told, do not count. Not kept, because there is no such thing here: `aibrix_prefix_cache_load_imbalance_total`, the selection `prefix_match_skipped`, and every error reason
 but `tokenize_failed`. AIBrix's metrics of its ZMQ client are never exported by AIBrix itself.
 
 ";

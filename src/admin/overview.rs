@@ -10,42 +10,51 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::health::Readiness;
-use super::sources::ReadSources;
+use super::sources::{SourceRow, in_order};
 
 /// Reads a part of the answer from its owner; neither blocks nor awaits.
-#[derive(Clone)]
-pub struct ReadPart(Arc<dyn Fn() -> Value + Send + Sync>);
+pub struct Read<T>(Box<dyn Fn() -> T + Send + Sync>);
 
-impl ReadPart {
+/// Reads what is shown as it is.
+pub type ReadPart = Read<Value>;
+
+impl<T> Read<T> {
     /// Reads with `read`.
-    pub fn new(read: impl Fn() -> Value + Send + Sync + 'static) -> Self {
-        Self(Arc::new(read))
+    pub fn new(read: impl Fn() -> T + Send + Sync + 'static) -> Self {
+        Self(Box::new(read))
     }
 }
 
-impl fmt::Debug for ReadPart {
+impl<T> fmt::Debug for Read<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ReadPart")
+        f.write_str("Read")
     }
+}
+
+/// What is known of the engines at one moment: the sources are read once for both.
+#[derive(Debug)]
+pub struct Engines {
+    /// As `/endpoints`.
+    pub endpoints: Value,
+    /// As `/sources`, in any order.
+    pub sources: Vec<SourceRow>,
 }
 
 /// Where the answer is read from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Overview {
     /// When the process started.
     pub started: Instant,
     /// Whether it should be sent requests.
     pub readiness: Readiness,
-    /// As `/sources`.
-    pub sources: ReadSources,
-    /// `active`, `shadow` or `off`.
+    /// Endpoints and sources.
+    pub engines: Read<Engines>,
+    /// `active`, `shadow` or `off` where that holds for all requests, else `mixed`.
     pub rollout: ReadPart,
     /// Sums over all decisions.
     pub totals: ReadPart,
     /// As `/index`.
     pub index: ReadPart,
-    /// As `/endpoints`.
-    pub endpoints: ReadPart,
     /// The newest of `/decisions`.
     pub recent: ReadPart,
 }
@@ -58,7 +67,8 @@ impl Overview {
 }
 
 async fn overview(State(overview): State<Arc<Overview>>) -> Json<Value> {
-    let Overview { started, readiness, sources, rollout, totals, index, endpoints, recent } = &*overview;
+    let Overview { started, readiness, engines, rollout, totals, index, recent } = &*overview;
+    let Engines { endpoints, sources } = engines.0();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": started.elapsed().as_secs(),
@@ -67,8 +77,15 @@ async fn overview(State(overview): State<Arc<Overview>>) -> Json<Value> {
         "rollout": rollout.0(),
         "totals": totals.0(),
         "index": index.0(),
-        "endpoints": endpoints.0(),
-        "sources": sources.read(),
+        "endpoints": endpoints,
+        "sources": in_order(sources).iter().map(shown).collect::<Vec<_>>(),
         "recent": recent.0(),
     }))
+}
+
+/// Without the sum of the digest, which is there to be compared between replicas and means nothing to people.
+fn shown(source: &SourceRow) -> Value {
+    let mut shown = json!(source);
+    shown["digest"] = json!({ "n_blocks": source.digest.n_blocks });
+    shown
 }

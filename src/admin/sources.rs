@@ -61,12 +61,15 @@ impl ReadSources {
         Self(Arc::new(read))
     }
 
-    /// The rows by model, endpoint and rank, so that the lists of two replicas can be compared line by line.
     pub(super) fn read(&self) -> Vec<SourceRow> {
-        let mut rows = self.0();
-        rows.sort_by(|a, b| (&a.model, a.endpoint, a.rank).cmp(&(&b.model, b.endpoint, b.rank)));
-        rows
+        in_order(self.0())
     }
+}
+
+/// The rows by model, endpoint and rank, so that the lists of two replicas can be compared line by line.
+pub(super) fn in_order(mut rows: Vec<SourceRow>) -> Vec<SourceRow> {
+    rows.sort_by(|a, b| (&a.model, a.endpoint, a.rank).cmp(&(&b.model, b.endpoint, b.rank)));
+    rows
 }
 
 impl fmt::Debug for ReadSources {

@@ -18,6 +18,8 @@ const MAX_REASON: usize = 400;
 
 /// Which router, and what to show it.
 #[derive(Debug, Args)]
+// The commands' own options, in which these are, have the group that is named after the type.
+#[group(id = "admin_port")]
 pub struct Options {
     /// Admin port of the router, such as http://127.0.0.1:9090.
     #[arg(value_parser = router)]

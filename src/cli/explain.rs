@@ -11,7 +11,20 @@ use clap::Args;
 use serde_json::Value;
 
 use super::admin_port::{self, AdminPort};
-use super::columns::{Align, Columns};
+use super::columns::{Align, Columns, printable};
+
+/// What is said of a decision that was made: as it is written, and where it is.
+const FACTS_OF_PICK: [(&str, &str); 9] = [
+    ("outcome", "outcome"),
+    ("fallback", "fallback"),
+    ("policy", "policy"),
+    ("prompt tokens", "prompt_tokens"),
+    ("matched tokens", "matched_tokens"),
+    ("rank", "rank"),
+    ("runner-up", "runner_up"),
+    ("candidates", "n_candidates"),
+    ("avoided", "n_avoided"),
+];
 
 /// Which request.
 #[derive(Debug, Args)]
@@ -105,27 +118,21 @@ fn encoded(id: &str) -> String {
 /// The answer for people. What is absent or null in it is left out.
 fn shown(answer: &Value) -> String {
     let mut text = lead(answer);
-    let facts = [
-        ("request", "request_id"),
-        ("decided at", "at"),
-        ("model", "model"),
-        ("asked for", "requested"),
-        ("outcome", "outcome"),
-        ("fallback", "fallback"),
-        ("policy", "policy"),
-        ("prompt tokens", "prompt_tokens"),
-        ("matched tokens", "matched_tokens"),
-        ("rank", "rank"),
-        ("runner-up", "runner_up"),
-    ];
-    push_facts(&mut text, answer, &facts);
+    push_facts(&mut text, answer, &[("request", "request_id"), ("decided at", "at"), ("model", "model")]);
+    if answer["requested"] != answer["model"] {
+        push_facts(&mut text, answer, &[("asked for", "requested")]);
+    }
+    // What is left to Envoy or refused has none of these; its zeros would say that they were counted.
+    if !answer["pick"].is_null() {
+        push_facts(&mut text, answer, &FACTS_OF_PICK);
+        push_fact(&mut text, "took", &timings(&answer["timings_us"]));
+    }
     let blocks = answer["blocks"].as_array().into_iter().flatten();
     let blocks: Vec<String> =
         blocks.map(|one| format!("{} ({})", plain(&one["n_blocks"]), plain(&one["keyspace"]))).collect();
     if !blocks.is_empty() {
         push_fact(&mut text, "blocks looked up", &blocks.join(", "));
     }
-    push_fact(&mut text, "took", &timings(&answer["timings_us"]));
     let candidates = answer["candidates"].as_array().or_else(|| answer["standings"].as_array());
     if let Some(candidates) = candidates.filter(|candidates| !candidates.is_empty()) {
         text.push('\n');
@@ -139,12 +146,16 @@ fn lead(answer: &Value) -> String {
     let verdict = match (answer["verdict"].as_str(), answer["pick"].as_str()) {
         (Some("leave_to_envoy"), _) => "left to Envoy's own policy".to_owned(),
         (Some("refuse"), _) => "refused".to_owned(),
-        (_, Some(pick)) => format!("goes to {pick}"),
+        (_, Some(pick)) => format!("goes to {}", printable(pick)),
         (_, None) => "goes nowhere".to_owned(),
     };
     let shadow = if answer["mode"] == "shadow" { " (shadow: Envoy was not told)" } else { "" };
-    let why = ["reason", "why"].iter().find_map(|key| answer[*key].as_str().filter(|why| !why.is_empty()));
-    format!("{verdict}{shadow}{}\n\n", why.map(|why| format!(": {why}")).unwrap_or_default())
+    let why = match (answer["reason"].as_str(), answer["why"].as_str()) {
+        (Some(reason), _) => format!(": {}", words(reason)),
+        (None, Some(why)) if !why.is_empty() => format!(": {}", printable(why)),
+        (None, _) => String::new(),
+    };
+    format!("{verdict}{shadow}{why}\n\n")
 }
 
 fn push_facts(text: &mut String, from: &Value, facts: &[(&str, &str)]) {
@@ -189,17 +200,19 @@ fn candidate_table(answer: &Value, candidates: &[Value]) -> String {
         ("matched tokens", Align::Right),
         ("blocks", Align::Right),
         ("promised", Align::Right),
+        ("offloaded", Align::Right),
         ("in flight", Align::Right),
         ("events", Align::Left),
         ("", Align::Left),
     ]);
     for row in candidates {
         let states = row["sources"].as_array().into_iter().flatten().map(|source| plain(&source["state"]));
-        columns.push(vec![
+        columns.push(&[
             plain(&row["endpoint"]),
             plain(&row["matched_tokens"]),
             plain(&row["matched_blocks"]),
             plain(&row["promised_tokens"]),
+            plain(&row["offloaded_tokens"]),
             plain(&row["in_flight"]),
             states.collect::<Vec<_>>().join(","),
             standing(answer, row),
@@ -213,18 +226,23 @@ fn standing(answer: &Value, row: &Value) -> String {
     let avoided = || row["avoided_ms"].as_u64().map(|ms| format!("avoided for {ms} ms"));
     match row["not_because"].as_str() {
         _ if is("pick") => "pick".to_owned(),
+        _ if row["is_too_far_ahead"] == true => "too far ahead in load".to_owned(),
         _ if is("runner_up") => "runner-up".to_owned(),
-        Some(reason) => reason.to_owned(),
+        Some(reason) => words(reason),
         None => avoided().unwrap_or_default(),
     }
+}
+
+/// A name of a closed set as people write it.
+fn words(name: &str) -> String {
+    printable(name).replace('_', " ")
 }
 
 /// A value without quotation marks; nothing for null.
 fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        // Names come from clients, and a terminal obeys control characters.
-        Value::String(text) => text.chars().filter(|letter| !letter.is_control()).collect(),
+        Value::String(text) => printable(text),
         other => other.to_string(),
     }
 }

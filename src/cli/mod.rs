@@ -178,3 +178,22 @@ fn report(error: &dyn std::error::Error) {
         cause = error.source();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// Names that two commands or their groups share are found by this alone, or by whoever runs the command.
+    #[test]
+    fn commands_fit_together() {
+        Cli::command().debug_assert();
+        for command in ["explain", "top"] {
+            let arguments = ["warmroute", command, "http://127.0.0.1:9090", "--token-file", "t"];
+            let more = if command == "explain" { &["an-id"][..] } else { &["--interval", "2s"] };
+            let parsed = Cli::try_parse_from(arguments.iter().chain(more));
+            assert!(parsed.is_ok(), "{command}: {parsed:?}");
+        }
+    }
+}

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::Config;
+use super::reader::Fault;
+use crate::extproc::rollout::{Mode, Percent};
 
 /// Paths of settings, as faults show them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,6 +25,32 @@ impl Config {
         compare(Some(&tree(self)), Some(&tree(other)), "", &mut paths);
         let (live, at_start) = paths.into_iter().partition(|path| is_live(path));
         Difference { live, at_start }
+    }
+
+    /// What of `other` may change while the router runs but would fail every request: where Envoy was started to dial
+    /// whatever it is told, it cannot pick by itself before the next start, whatever `other` says of its selection.
+    pub fn live_faults(&self, other: &Self) -> Vec<Fault> {
+        const EXPECTED: &str = "selection.mode original_dst is in force until the next start, and with it Envoy cannot \
+                                pick by itself";
+        if self.selection.mode.has_fallback() {
+            return Vec::new();
+        }
+        let mut faults = Vec::new();
+        let mut check_mode = |path: String, mode: Mode| {
+            if mode != Mode::Active {
+                faults.push(Fault { path, found: mode.as_str().to_owned(), expected: format!("active: {EXPECTED}") });
+            }
+        };
+        check_mode("rollout.mode".to_owned(), other.rollout.mode);
+        for (idx, model) in other.models.iter().enumerate() {
+            check_mode(format!("models[{idx}].rollout.mode"), model.rollout.mode);
+        }
+        for (idx, model) in other.models.iter().enumerate().filter(|(_, model)| model.rollout.percent != Percent::ALL) {
+            let path = format!("models[{idx}].rollout.percent");
+            let found = model.rollout.percent.get().to_string();
+            faults.push(Fault { path, found, expected: format!("100: {EXPECTED}") });
+        }
+        faults
     }
 
     /// Takes from `other` what may change while the router runs; models are matched by their names.
@@ -64,7 +92,6 @@ fn compare(old: Option<&Value>, new: Option<&Value>, path: &str, paths: &mut BTr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::extproc::rollout::Mode;
 
     fn parse(yaml: &str) -> Config {
         Config::parse(yaml, []).expect("valid")
@@ -92,6 +119,32 @@ mod tests {
         let (live, at_start) = difference(&old, &new);
         assert_eq!(live, ["log.filter", "models[0].rollout.percent", "rollout.mode", "rollout.record.path"]);
         assert_eq!(at_start, ["limits.body_bytes", "log.format", "models[0].aliases[0]", "models[1]"]);
+    }
+
+    #[test]
+    fn an_envoy_that_cannot_pick_yet_is_not_left_alone() {
+        let with = |settings: &str, of_model: &str| parse(&format!("{settings}\nmodels: [{}]", model("m", of_model)));
+        let told = with("selection: {mode: original_dst}", "");
+        let free = with("", "");
+        for (settings, of_model, expected) in [
+            ("", "", &[][..]),
+            (
+                "rollout: {mode: shadow}",
+                "",
+                &["rollout.mode: found shadow, expected active: selection.mode original_dst"],
+            ),
+            ("", "rollout: {mode: off}, ", &["models[0].rollout.mode: found off, expected active: "]),
+            ("", "rollout: {percent: 99}, ", &["models[0].rollout.percent: found 99, expected 100: "]),
+            ("rollout: {mode: off}", "rollout: {percent: 0}, ", &["rollout.mode: ", "models[0].rollout.percent: "]),
+        ] {
+            let new = with(settings, of_model);
+            assert_eq!(free.live_faults(&new), [], "{settings} {of_model}");
+            let faults: Vec<_> = told.live_faults(&new).iter().map(ToString::to_string).collect();
+            assert_eq!(faults.len(), expected.len(), "{settings} {of_model}: {faults:?}");
+            for (fault, expected) in faults.iter().zip(expected) {
+                assert!(fault.starts_with(expected), "{expected}\nis not\n{fault}");
+            }
+        }
     }
 
     #[test]

@@ -44,7 +44,8 @@ pub(super) async fn visit_all<F>(
                 return shutdown.cancelled().await;
             },
             Some(ended) = visits.join_next() => if let Err(error) = ended && error.is_panic() {
-                error!(%error, "an endpoint is no longer asked about itself");
+                // What it panicked with is not shown: it may quote an answer.
+                error!("what asked an endpoint about itself panicked, it is asked no more");
             },
         }
     }

@@ -43,8 +43,8 @@ pub struct Record {
     pub at: SystemTime,
     /// The same, to measure from.
     pub decided: Instant,
-    /// Whether Envoy was told: `active`, or `shadow`.
-    pub mode: &'static str,
+    /// Whether Envoy was to be told; none where there is no pool and the pools differ.
+    pub mode: Option<Mode>,
     /// What was decided.
     pub told: Told,
     /// What the events have told of the blocks that were predicted; none where nobody watches.
@@ -141,22 +141,18 @@ impl Journal {
         Self { slots: (0..n).map(|_| Mutex::default()).collect(), n_records: AtomicUsize::new(0) }
     }
 
-    /// Keeps what was decided on a request; none where nothing is kept.
-    pub fn keep(&self, request_id: Option<&str>, verdict: &Verdict) -> Option<Arc<Record>> {
+    /// Keeps what was decided on a request under `mode`; none where nothing is kept.
+    pub fn keep(&self, request_id: Option<&str>, verdict: &Verdict, mode: Option<Mode>) -> Option<Arc<Record>> {
         if self.slots.is_empty() {
             return None;
         }
         let mut seen = None;
-        let mut mode = Mode::Active;
         let told = match verdict {
             Verdict::Route(routed) => {
                 seen = routed.watched.as_ref().map(|watched| watched.seen().clone());
                 Told::Picked(Picked::of(&routed.decision))
             }
-            Verdict::Shadow(shadowed) => {
-                mode = Mode::Shadow;
-                Told::Picked(Picked::of(&shadowed.decision))
-            }
+            Verdict::Shadow(shadowed) => Told::Picked(Picked::of(&shadowed.decision)),
             Verdict::Leave(leave) => Told::Left(leave.as_str()),
             Verdict::Refuse(refusal) => Told::Refused(refusal.as_str()),
         };
@@ -164,7 +160,7 @@ impl Journal {
             request_id: shown_id(request_id),
             at: SystemTime::now(),
             decided: Instant::now(),
-            mode: mode.as_str(),
+            mode,
             told,
             seen,
             later: Mutex::default(),
@@ -178,14 +174,19 @@ impl Journal {
 
     /// The newest decision on a request with this id; a client may have given several the same one.
     pub fn find(&self, request_id: &str) -> Option<Arc<Record>> {
-        self.newest().find(|record| record.request_id == request_id)
+        let has_id = |record: &&Arc<Record>| record.request_id == request_id;
+        self.newest_first().find_map(|number| self.slot(number).as_ref().filter(has_id).cloned())
     }
 
     /// The decisions that are kept, newest first. What is replaced meanwhile may be missing.
     pub fn newest(&self) -> impl Iterator<Item = Arc<Record>> + '_ {
+        self.newest_first().filter_map(|number| self.slot(number).clone())
+    }
+
+    fn newest_first(&self) -> impl Iterator<Item = usize> + use<> {
         let n_records = self.n_records.load(Relaxed);
         let oldest = n_records.saturating_sub(self.slots.len());
-        (oldest..n_records).rev().filter_map(|number| self.slot(number).clone())
+        (oldest..n_records).rev()
     }
 
     /// How many decisions can be kept.
@@ -247,7 +248,7 @@ mod tests {
         let journal = Journal::new(3);
         assert_eq!(ids(&journal), [""; 0]);
         for n in 0..8 {
-            journal.keep(Some(&format!("id-{n}")), &Verdict::Leave(Leave::NoModel)).expect("it is kept");
+            journal.keep(Some(&format!("id-{n}")), &Verdict::Leave(Leave::NoModel), None).expect("it is kept");
             assert_eq!(ids(&journal).len(), 3.min(n + 1));
         }
         assert_eq!(ids(&journal), ["id-7", "id-6", "id-5"]);
@@ -258,8 +259,8 @@ mod tests {
     #[test]
     fn of_requests_with_one_id_the_newest_is_found() {
         let journal = Journal::new(3);
-        journal.keep(Some("id"), &Verdict::Leave(Leave::NoModel));
-        journal.keep(Some("id"), &Verdict::Refuse(Refusal::NoEndpoint));
+        journal.keep(Some("id"), &Verdict::Leave(Leave::NoModel), None);
+        journal.keep(Some("id"), &Verdict::Refuse(Refusal::NoEndpoint), Some(Mode::Active));
         let found = journal.find("id").expect("it is kept");
         assert!(matches!(found.told, Told::Refused("no_endpoint")), "{found:?}");
     }
@@ -267,7 +268,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_where_nothing_should_be() {
         let journal = Journal::new(0);
-        assert!(journal.keep(Some("id"), &Verdict::Leave(Leave::NoModel)).is_none());
+        assert!(journal.keep(Some("id"), &Verdict::Leave(Leave::NoModel), None).is_none());
         assert!(journal.find("id").is_none() && journal.newest().next().is_none());
     }
 
@@ -285,7 +286,7 @@ mod tests {
     #[test]
     fn what_becomes_of_a_request_is_seen_by_whoever_reads_its_record() {
         let journal = Journal::new(3);
-        let record = journal.keep(Some("id"), &Verdict::Leave(Leave::NoModel)).expect("it is kept");
+        let record = journal.keep(Some("id"), &Verdict::Leave(Leave::NoModel), None).expect("it is kept");
         assert_eq!(journal.find("id").expect("it is kept").later(), Later::default());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let served = Served { status: 200, address: Some(address), n_attempts: Some(2) };

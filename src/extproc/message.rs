@@ -108,7 +108,7 @@ impl Modes {
 pub const RANK_HEADER: &str = "x-data-parallel-rank";
 
 /// Header that names a request, to which Envoy gives one where the client does not, before any filter sees it.
-const REQUEST_ID_HEADER: &str = "x-request-id";
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
 
 /// What the request headers step tells.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -49,6 +49,7 @@ use self::held::Room;
 use self::journal::Record;
 use self::message::{BodyMode, Modes, Served};
 use self::reply::{Replies, Selection};
+use self::rollout::Mode;
 use self::settle::{Settled, settle};
 use self::stream::{Question, Settings, Step, StreamState};
 use crate::request::Api;
@@ -185,8 +186,8 @@ impl ExternalProcessor for Processor {
             router: self.router.clone(),
             shutdown: self.shutdown.clone(),
             routed: None,
-            record: None,
             shadowed: None,
+            record: None,
             late: None,
             _counted: self.router.metrics().open_stream(),
             _tracked: self.streams.token(),
@@ -203,10 +204,10 @@ struct Session {
     router: Arc<Router>,
     shutdown: CancellationToken,
     routed: Option<Box<Routed>>,
-    /// What is kept of the decision, for those who ask.
-    record: Option<Arc<Record>>,
     /// Instead of that, where Envoy does not follow.
     shadowed: Option<Box<Shadowed>>,
+    /// What is kept of the decision, for those who ask.
+    record: Option<Arc<Record>>,
     /// What may still be learned for later requests; ends with the stream.
     late: Option<Late>,
     _counted: StreamInFlight,
@@ -298,15 +299,16 @@ impl Session {
             self.router.decide(head, body).await
         };
         self.late = late;
-        self.record = self.router.journal().keep(question.head.request_id.as_deref(), &verdict);
+        let mode = verdict.mode().or_else(|| self.router.common_mode());
+        self.record = self.router.journal().keep(question.head.request_id.as_deref(), &verdict, mode);
         let reply = self.state.decided(question, &verdict, body);
         match verdict {
             Verdict::Route(routed) => {
-                self.note_decision(&routed.decision);
+                self.note_decision(&routed.decision, Mode::Active);
                 self.routed = Some(routed);
             }
             Verdict::Shadow(shadowed) => {
-                self.note_decision(&shadowed.decision);
+                self.note_decision(&shadowed.decision, Mode::Shadow);
                 self.shadowed = Some(shadowed);
             }
             Verdict::Leave(leave) => self.note_undecided("left_to_envoy", leave.as_str()),
@@ -321,14 +323,15 @@ impl Session {
         debug!(outcome, reason, "no endpoint picked");
     }
 
-    fn note_decision(&self, decision: &Decision) {
+    fn note_decision(&self, decision: &Decision, mode: Mode) {
         let Decision { model, policy, pick, outcome, prompt_tokens, .. } = decision;
         let fallback = if let Outcome::Fallback(fallback) = outcome { fallback.as_str() } else { "" };
         self.span.decided(decision);
+        self.span.record(attribute::ROLLOUT_MODE, mode.as_str());
         debug!(
             %model, endpoint = %pick.endpoint.address, outcome = outcome.as_str(), fallback, policy = policy.as_str(),
             matched_tokens = pick.matched_tokens, offloaded_tokens = pick.offloaded_tokens, rank = pick.rank,
-            prompt_tokens, "endpoint picked"
+            prompt_tokens, mode = mode.as_str(), "endpoint picked"
         );
     }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::file::RecordFile;
+use super::file::{RecordFile, Written};
 use super::{Config, Line};
 use crate::telemetry::metrics::{Metrics, RecordDropped};
 
@@ -36,6 +37,8 @@ enum State {
     /// The file could not be written.
     Failed {
         since: Instant,
+        /// The one to go on with; none where none could be begun.
+        file: Option<Box<RecordFile>>,
     },
 }
 
@@ -81,8 +84,12 @@ impl Writer {
     fn change(&mut self) {
         let config = self.config.borrow_and_update();
         self.is_on.store(config.path.is_some(), Relaxed);
-        let is_same = matches!(&self.state, State::Open(file) if file.is_of(&config));
-        if !is_same {
+        let file = match &self.state {
+            State::Closed => None,
+            State::Open(file) => Some(file),
+            State::Failed { file, .. } => file.as_ref(),
+        };
+        if !file.is_some_and(|file| file.is_of(&config)) {
             self.state = State::Closed;
         }
     }
@@ -92,47 +99,62 @@ impl Writer {
         let (n_lines, config) = (lines.len(), self.config.borrow().clone());
         let Some(path) = config.path.clone() else { return };
         let was_failed = match &self.state {
-            State::Failed { since } if since.elapsed() < PAUSE => {
+            State::Failed { since, .. } if since.elapsed() < PAUSE => {
                 return self.metrics.count_record_dropped(RecordDropped::WriteFailed, n_lines as u64);
             }
             state => matches!(state, State::Failed { .. }),
         };
         let file = match std::mem::replace(&mut self.state, State::Closed) {
             State::Open(file) => Some(file),
-            State::Closed | State::Failed { .. } => None,
+            State::Failed { file, .. } => file,
+            State::Closed => None,
         };
         // The runtime's blocking threads: a file system may hang.
-        let written = tokio::task::spawn_blocking(move || -> io::Result<(Box<RecordFile>, usize)> {
-            let mut file = match file {
-                Some(file) => file,
-                None => Box::new(RecordFile::begin(&path, &config)?),
-            };
-            let n_written = file.write(&lines)?;
-            Ok((file, n_written))
-        });
-        match written.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
-            Ok((file, n_written)) => {
-                self.state = State::Open(file);
-                self.metrics.count_recorded(n_written as u64);
-                self.metrics.count_record_dropped(RecordDropped::TooLong, (n_lines - n_written) as u64);
-                if was_failed {
-                    info!("the record of decisions is written again");
-                }
+        let written = tokio::task::spawn_blocking(move || written(file, &path, &config, &lines));
+        let (file, Written { n_written, n_too_long, failure }) =
+            written.await.unwrap_or_else(|_| (None, failed(io::Error::other("the writer panicked"))));
+        self.metrics.count_recorded(n_written as u64);
+        self.metrics.count_record_dropped(RecordDropped::TooLong, n_too_long as u64);
+        let n_failed = if failure.is_some() { n_lines - n_written - n_too_long } else { 0 };
+        self.metrics.count_record_dropped(RecordDropped::WriteFailed, n_failed as u64);
+        if let Some(error) = failure {
+            self.state = State::Failed { since: Instant::now(), file };
+            if !was_failed {
+                warn!(%error, "the record of decisions cannot be written (rollout.record)");
             }
-            Err(error) => {
-                self.state = State::Failed { since: Instant::now() };
-                self.metrics.count_record_dropped(RecordDropped::WriteFailed, n_lines as u64);
-                if !was_failed {
-                    warn!(%error, "the record of decisions cannot be written (rollout.record)");
-                }
-            }
+            return;
+        }
+        self.state = file.map_or(State::Closed, State::Open);
+        if was_failed {
+            info!("the record of decisions is written again");
         }
     }
 }
 
+/// Writes the lines to `file` or, where there is none, to a new one.
+fn written(
+    file: Option<Box<RecordFile>>,
+    path: &Path,
+    config: &Config,
+    lines: &[Line],
+) -> (Option<Box<RecordFile>>, Written) {
+    let file = file.map_or_else(|| RecordFile::begin(path, config).map(Box::new), Ok);
+    match file {
+        Ok(mut file) => {
+            let written = file.write(lines);
+            (Some(file), written)
+        }
+        Err(error) => (None, failed(error)),
+    }
+}
+
+fn failed(error: io::Error) -> Written {
+    Written { failure: Some(error), ..Written::default() }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use super::*;
     use crate::record::{QUEUE, Recorder};

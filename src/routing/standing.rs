@@ -69,7 +69,8 @@ impl Policy {
 /// The `n` greatest of `items` by `cmp`, greatest first; of equals those that come first. Looks at each once and keeps
 /// no more than `n`.
 pub(super) fn greatest<T>(items: impl Iterator<Item = T>, n: usize, cmp: impl Fn(&T, &T) -> Ordering) -> Vec<T> {
-    let mut greatest: Vec<T> = Vec::with_capacity(n + 1);
+    // A dry run keeps them all: `n` is no size to reserve then.
+    let mut greatest: Vec<T> = Vec::with_capacity(n.min(MOST_STANDINGS) + 1);
     for item in items {
         let is_worse = |kept: &T| cmp(kept, &item) != Ordering::Less;
         if greatest.len() == n && greatest.last().is_none_or(is_worse) {
@@ -93,7 +94,7 @@ mod tests {
             let items: Vec<(u32, usize)> = (0..n_items).map(|idx| (random.u32(..6), idx)).collect();
             let mut sorted = items.clone();
             sorted.sort_by_key(|item| std::cmp::Reverse(item.0));
-            for n in 0..10 {
+            for n in (0..10).chain([usize::MAX]) {
                 let found = greatest(items.iter().copied(), n, |a, b| a.0.cmp(&b.0));
                 assert_eq!(found, sorted[..n.min(n_items)], "{n} of {items:?}");
             }

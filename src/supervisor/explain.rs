@@ -5,20 +5,20 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::shown_source;
 use crate::admin::health::Readiness;
-use crate::admin::overview::{Overview, ReadPart};
-use crate::admin::sources;
+use crate::admin::overview::{Engines, Overview, Read, ReadPart};
 use crate::events::socket::EventPlane;
 use crate::events::stats::SourceStatus;
 use crate::extproc::decide::Router;
-use crate::extproc::explain::{Explain, ReadSources, SourceBrief};
+use crate::extproc::explain::{Explain, MIXED, ReadSources, SourceBrief};
+use crate::extproc::rollout::Mode;
 
 /// The routes of the admin port that show decisions.
 pub(super) fn routes(
     router: &Arc<Router>,
     events: &Arc<EventPlane>,
     readiness: &Readiness,
-    sources: sources::ReadSources,
     body_bytes: usize,
 ) -> axum::Router {
     let explain = Explain::new(router.clone(), read_sources(events), body_bytes);
@@ -26,15 +26,19 @@ pub(super) fn routes(
         let explain = explain.clone();
         ReadPart::new(move || read(&explain))
     };
-    let rolled_out = router.clone();
+    let (rolled_out, followed, explained) = (router.clone(), events.clone(), explain.clone());
+    let engines = move || {
+        let status = followed.status();
+        let briefs: Vec<_> = status.iter().map(brief).collect();
+        Engines { endpoints: explained.endpoints(&briefs), sources: status.iter().map(shown_source).collect() }
+    };
     let overview = Overview {
         started: Instant::now(),
         readiness: readiness.clone(),
-        sources,
-        rollout: ReadPart::new(move || rolled_out.rollout_mode().as_str().into()),
+        engines: Read::new(engines),
+        rollout: ReadPart::new(move || rolled_out.common_mode().map_or(MIXED, Mode::as_str).into()),
         totals: part(Explain::totals),
         index: part(Explain::index),
-        endpoints: part(Explain::endpoints),
         recent: part(Explain::recent),
     };
     explain.routes().merge(overview.routes())

@@ -220,14 +220,14 @@ impl Running {
         let router = router.with_journal(Journal::new(config.explain.decisions));
         let has_fallback = config.selection.mode.has_fallback();
         let router = Arc::new(if has_fallback { router } else { router.without_fallback() });
-        let (shown, readable) = (read_sources(&events), config.limits.body_bytes);
+        let readable = config.limits.body_bytes;
         let state = AdminState {
             metrics: metrics.clone(),
             readiness: readiness.clone(),
-            sources: shown.clone(),
+            sources: read_sources(&events),
             guard: Guard::new(token),
         };
-        let others = snapshots.routes().merge(explain::routes(&router, &events, &readiness, shown, readable));
+        let others = snapshots.routes().merge(explain::routes(&router, &events, &readiness, readable));
         admin.spawn("admin", crate::admin::run(admin_listener, state, others, shutdown_admin.clone()));
         let Reloading { hangup, text, log_filter } = reloading;
         let live = Live { router: router.clone(), log_filter, record, metrics: metrics.clone() };
@@ -453,7 +453,8 @@ impl Tasks {
         match self.set.join_next_with_id().await {
             Some(Ok((id, Ok(())))) => self.ended(id, "it returned".to_owned()),
             Some(Ok((id, Err(reason)))) => self.ended(id, reason),
-            Some(Err(error)) => self.ended(JoinError::id(&error), error.to_string()),
+            // What it panicked with is not shown: it may quote a prompt.
+            Some(Err(error)) => self.ended(JoinError::id(&error), "it panicked".to_owned()),
             None => std::future::pending().await,
         }
     }
@@ -468,5 +469,19 @@ impl Tasks {
 
     fn abort_all(&mut self) {
         self.set.abort_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_named_without_what_it_says() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("events", async { panic!("the prompt of somebody") as Result<(), std::io::Error> });
+        let error = tasks.first_to_end().await;
+        let Error::Task { name, reason } = &error else { panic!("{error}") };
+        assert_eq!((*name, reason.as_str()), ("events", "it panicked"));
     }
 }

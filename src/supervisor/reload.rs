@@ -2,10 +2,12 @@
 //!
 //! The whole file is read and compared each time, for the reasons of [`crate::discovery::file`]: a ConfigMap changes by
 //! the swap of a symlink. What is found is parsed whole, as at a start. A file with faults changes nothing and is named
-//! once with all of them. Of a good one, what may change at run time does, for requests that come from then on; streams
+//! once with all of them, and so is one that would take effect too early: a rollout that waits for Envoy to be set up
+//! otherwise. Of a good one, what may change at run time does, for requests that come from then on; streams
 //! that are open go on as they began. What else differs is named once, and waits for the next start.
 
 use std::convert::Infallible;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,11 +122,11 @@ impl Reload {
         };
         if self.seen.as_ref() != Some(&text) {
             match self.settled(text).await {
-                Ok(text) => self.take(text),
+                Ok(text) => self.take(text, reason).await,
                 Err(error) => self.unreadable(&error, reason),
             }
         } else if reason == Reason::Signal {
-            self.take(text);
+            self.take(text, reason).await;
         }
     }
 
@@ -141,11 +143,21 @@ impl Reload {
         Ok(text)
     }
 
-    /// On the runtime's blocking threads: a file system may hang.
     async fn read(&self) -> Result<String, ReadError> {
+        self.blocking(ConfigFile::read).await?
+    }
+
+    /// Works with the file on the runtime's blocking threads: a file system may hang, and the files of keys that a
+    /// configuration names may lie on another one.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ConfigFile) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
         let file = self.file.clone();
-        let panicked = |panic| ReadError { path: self.file.path().to_owned(), source: std::io::Error::other(panic) };
-        tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|panic| Err(panicked(panic)))
+        // What it panicked with is not shown: it may quote the file.
+        let panicked =
+            |_| ReadError { path: self.file.path().to_owned(), source: io::Error::other("reading it panicked") };
+        tokio::task::spawn_blocking(move || work(&file)).await.map_err(panicked)
     }
 
     fn unreadable(&mut self, error: &ReadError, reason: Reason) {
@@ -156,8 +168,13 @@ impl Reload {
         }
     }
 
-    fn take(&mut self, text: String) {
-        let result = match self.file.parse(&text) {
+    async fn take(&mut self, text: String, reason: Reason) {
+        let parsed = self.blocking(move |file| (file.parse(&text), text)).await;
+        let (parsed, text) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => return self.unreadable(&error, reason),
+        };
+        let result = match parsed.and_then(|config| self.usable(config)) {
             Ok(config) => self.apply(&config),
             Err(error) => {
                 refuse(self.file.path(), &error);
@@ -166,6 +183,12 @@ impl Reload {
         };
         self.seen = Some(text);
         self.live.metrics.count_reload(result);
+    }
+
+    /// A configuration that the router can take as it runs.
+    fn usable(&self, config: Config) -> Result<Config, config::Error> {
+        let faults = self.in_force.live_faults(&config);
+        if faults.is_empty() { Ok(config) } else { Err(config::Error::Faults(faults)) }
     }
 
     fn apply(&mut self, config: &Config) -> metrics::Reload {

@@ -10,7 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use crate::fakes::{EnvoyStream, destination, headers, request_body, request_headers};
+use crate::fakes::{EnvoyStream, destination, headers, request_body, request_headers, set_header};
 use crate::process::{Process, get, wait_for_metric};
 
 const ENDPOINT: &str = "127.0.0.1:1";
@@ -76,6 +76,11 @@ impl Running {
     /// Where a request goes.
     async fn destination(&self) -> Option<String> {
         destination(&self.open().await.post(PATH, b"{\"prompt\":\"kato\"}").await)
+    }
+
+    /// The same where Envoy dials whatever it is told.
+    async fn target_pod(&self) -> Option<String> {
+        set_header(&self.open().await.post(PATH, b"{\"prompt\":\"kato\"}").await, "target-pod")
     }
 
     /// The whole log, once the process has ended.
@@ -232,6 +237,30 @@ async fn what_takes_effect_at_a_start_is_named_and_the_rest_holds() {
     wait_for_metric(&running.admin, r#"warmroute_rollout_percent{model="tiny"} 50"#);
     wait_for_metric(&running.admin, "warmroute_config_last_reload_successful 1");
     running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_that_waits_for_an_envoy_with_a_policy_of_its_own_is_refused() {
+    let with = |selection: &str, mode: &str| {
+        yaml(
+            &format!(
+                "log: {{format: json}}\nselection: {{mode: {selection}}}\nrollout: {{reload: 100ms, mode: {mode}}}"
+            ),
+            "",
+        )
+    };
+    let mut running = Running::start(&with("original_dst", "active")).await;
+    assert_eq!(running.target_pod().await.as_deref(), Some(ENDPOINT));
+    running.write(&with("override_host", "shadow"));
+    let event = running.process.wait_for_log("the configuration cannot be used, the one in force stays");
+    assert!(event["faults"].as_str().unwrap().starts_with("rollout.mode: found shadow, expected active"), "{event}");
+    running.wait_reloads("refused", 1);
+    running.wait_mode("active");
+    assert_eq!(running.target_pod().await.as_deref(), Some(ENDPOINT), "requests are served as before");
+    running.write(&with("override_host", "active"));
+    running.wait_reloads("restart_needed", 1);
+    let log = running.stop();
+    assert_eq!(log.matches("the configuration cannot be used").count(), 0, "it was named once: {log}");
 }
 
 fn lines(path: &Path) -> usize {

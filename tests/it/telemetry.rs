@@ -120,7 +120,7 @@ async fn stream_is_a_server_span_below_the_span_of_envoy() {
 
 /// The program itself, from the stream's metadata to the collector.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_is_one_span_with_its_decision_and_who_served() {
+async fn a_request_is_one_span_with_its_decision_and_who_served_above_its_steps() {
     let (collector, mut received) = start_collector().await;
     let settings = format!("log: {{format: json}}\ntrace: {{otlp_endpoint: 'http://{collector}'}}");
     let mut process = Process::start("trace", ([127, 0, 0, 1], 0).into(), &settings);
@@ -136,8 +136,16 @@ async fn a_request_is_one_span_with_its_decision_and_who_served() {
     assert!(process.child.wait().unwrap().success());
 
     let spans = spans_in(&mut received);
-    let [(_, span)] = spans.as_slice() else { panic!("expected one span: {spans:?}") };
-    assert_eq!((span.name.as_str(), span.kind()), ("warmroute.route", SpanKind::Server));
+    let (routes, steps): (Vec<_>, Vec<_>) =
+        spans.iter().map(|(_, span)| span).partition(|span| span.name == "warmroute.route");
+    let [span] = routes[..] else { panic!("expected one span of a request: {spans:?}") };
+    assert_eq!(span.kind(), SpanKind::Server);
+    let mut names: Vec<_> =
+        steps.iter().filter(|step| step.parent_span_id == span.span_id).map(|step| &*step.name).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["warmroute.parse", "warmroute.score", "warmroute.tokenize"], "without tokens nothing is hashed");
+    let is_known = |id: &Vec<u8>| spans.iter().any(|(_, span)| span.span_id == *id);
+    assert!(steps.iter().all(|step| step.trace_id == span.trace_id && is_known(&step.parent_span_id)), "{steps:?}");
     assert_eq!(
         (hex::encode(&span.trace_id), hex::encode(&span.parent_span_id)),
         (TRACE_ID.into(), ENVOY_SPAN_ID.into())

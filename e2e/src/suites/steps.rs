@@ -68,7 +68,7 @@ const fn harness(name: &'static str, arguments: &'static [&'static str]) -> Step
 
 const INTEGRATION: &[Step] = &[
     cargo("router", &["test", "--locked", "-p", "warmroute", "--test", "it"]),
-    cargo("sim", &["test", "--locked", "-p", "e2e", "--test", "sim"]),
+    cargo("sim", &["test", "--locked", "-p", "e2e", "--test", "sim", "--test", "doctor"]),
     cargo("envoy", &["test", "--locked", "-p", "e2e", "--test", "envoy", "--test", "modes", "--test", "adapters"]),
     Step {
         needs: &[Need::Programs(&["prometheus", "promtool", "chromium", "chromedriver", "tmux"])],
@@ -98,6 +98,7 @@ const BENCH: &[Step] = &[
         "tokenizer",
         &["bench", "--locked", "--bench", "tokenizer", "--", "--warm-up-time", "0.3", "--measurement-time", "1.5"],
     ),
+    cargo("observability", &["bench", "--locked", "--bench", "observability"]),
     harness("ratios", &["ratios"]),
     harness("lag", &["lag", "--seconds", "5", "--rounds", "2"]),
     harness("cost", &["cost", "--seconds", "10", "--rounds", "1"]),

@@ -1,5 +1,9 @@
 //! What a client sends is nowhere but with the engine: a marker in everything that a client can say, sent by every way
 //! that a request can go, is in no log line at any level, in no span, and in no answer of the admin port.
+//!
+//! No request makes the router panic, so what a panic tells is not to be seen here: that its message is withheld where it
+//! is made of values is tested where it is reported, in the router's `telemetry::panics`, and that it costs one stream
+//! alone in its `extproc`.
 
 use std::time::Duration;
 
@@ -9,6 +13,7 @@ use e2e::stack::Stack;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
+use crate::TURN;
 use crate::setup::Setup;
 
 /// No part of it is a word of any program.
@@ -18,11 +23,13 @@ const BODY_BYTES: usize = 64 << 10;
 
 /// All that the admin port tells; each must be there.
 const ADMIN_PATHS: [&str; 4] = ["/livez", "/readyz", "/metrics", "/sources"];
-/// What it tells of single requests and of the caches; a router that has the first of them has all.
+/// What it tells of single requests and of the caches; each must be there, too.
 const EXPLAIN_PATHS: [&str; 5] = ["/overview", "/decisions", "/endpoints", "/index", "/"];
 
 #[tokio::test]
+#[ignore = "needs the OpenTelemetry Collector: cargo e2e tools"]
 async fn nothing_that_a_client_sends_is_told_to_anybody() {
+    let _turn = TURN.lock().await;
     let mut setup = Setup::start(|options| {
         options.env.push(("WARMROUTE_LOG_FILTER".to_owned(), "trace".to_owned()));
         options.body_bytes = Some(BODY_BYTES);
@@ -49,9 +56,7 @@ async fn nothing_that_a_client_sends_is_told_to_anybody() {
     for path in ADMIN_PATHS {
         assert_free_of_marker(path, &admin(stack, path).await);
     }
-    if admin_status(stack, EXPLAIN_PATHS[0]).await != StatusCode::NOT_FOUND {
-        assert_explanations_free_of_marker(stack).await;
-    }
+    assert_explanations_free_of_marker(stack).await;
 
     let router = setup.stack.router.take().unwrap();
     let log = router.service().log().to_owned();
@@ -130,10 +135,6 @@ async fn assert_explanations_free_of_marker(stack: &Stack) {
 
 fn admin_url(stack: &Stack, path: &str) -> String {
     format!("http://{}{path}", stack.router.as_ref().unwrap().admin())
-}
-
-async fn admin_status(stack: &Stack, path: &str) -> StatusCode {
-    client().get(admin_url(stack, path)).send().await.unwrap().status()
 }
 
 async fn admin(stack: &Stack, path: &str) -> String {

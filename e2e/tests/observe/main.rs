@@ -3,8 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a panic is how a test fails")]
 
+mod browser;
 mod canary;
+mod live;
 mod outage;
+mod page;
 mod prometheus;
 mod setup;
+mod top;
 mod traces;
+
+/// Held by every test of this binary for as long as its processes run: one of them compares how long requests take, and
+/// all of them load the machine.
+pub(crate) static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

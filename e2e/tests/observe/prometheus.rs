@@ -23,6 +23,8 @@ use e2e::workload::{Workload, WorkloadOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::TURN;
+
 /// What a scraped router has as labels, as its `ServiceMonitor` gives them in the namespace `llm` for the release `r`.
 const NAMESPACE: &str = "llm";
 const SERVICE: &str = "r-warmroute-headless";
@@ -208,6 +210,7 @@ fn engines() -> Engines {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy, Debian's prometheus and Helm: cargo e2e tools"]
 async fn dashboards_and_alerts_find_what_they_ask_for() {
+    let _turn = TURN.lock().await;
     let dir = TempDir::new().unwrap();
     let engines = engines();
     let stack = Stack::start(dir.path(), &RouterOptions::new(engines.addresses())).await.unwrap();
@@ -294,6 +297,7 @@ fn check_metrics(text: &str) {
 #[test]
 #[ignore = "needs Debian's prometheus"]
 fn promtool_is_heard_when_it_has_something_to_say() {
+    let _turn = TURN.blocking_lock();
     let heard = std::panic::catch_unwind(|| check_metrics("# TYPE a_seconds_total gauge\na_seconds_total 1\n"));
     assert!(heard.is_err(), "a gauge named as a counter, and without help");
 }
@@ -301,6 +305,7 @@ fn promtool_is_heard_when_it_has_something_to_say() {
 #[test]
 #[ignore = "needs Debian's prometheus and Helm: cargo e2e tools"]
 fn rules_are_valid_and_link_to_their_runbooks() {
+    let _turn = TURN.blocking_lock();
     let dir = TempDir::new().unwrap();
     let rules = rules();
     run(Command::new(program("promtool"))
@@ -326,6 +331,7 @@ fn rules_are_valid_and_link_to_their_runbooks() {
 #[test]
 #[ignore = "needs Debian's prometheus and Helm: cargo e2e tools"]
 fn every_alert_fires_in_one_case_and_is_silent_in_another() {
+    let _turn = TURN.blocking_lock();
     let dir = TempDir::new().unwrap();
     let mut rules = rules();
     let alerts: BTreeSet<String> = rules.iter().map(|rule| rule["alert"].as_str().unwrap().to_owned()).collect();

@@ -7,6 +7,7 @@ use e2e::envoy::SERVED_BY;
 use e2e::http::client;
 use serde_json::json;
 
+use crate::TURN;
 use crate::setup::Setup;
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -19,7 +20,9 @@ const STEPS: [&str; 5] =
     ["warmroute.parse", "warmroute.tokenize", "warmroute.hash", "warmroute.lookup", "warmroute.score"];
 
 #[tokio::test]
+#[ignore = "needs the OpenTelemetry Collector: cargo e2e tools"]
 async fn request_through_envoy_is_one_trace_with_the_right_parents() {
+    let _turn = TURN.lock().await;
     let setup = Setup::start(|_| ()).await;
     let body = json!({"model": "tiny", "prompt": "kato lemi ".repeat(40), "max_tokens": 1});
     let request = client().post(setup.stack.url("/v1/completions")).json(&body);
@@ -94,7 +97,9 @@ async fn request_through_envoy_is_one_trace_with_the_right_parents() {
 }
 
 #[tokio::test]
+#[ignore = "needs the OpenTelemetry Collector: cargo e2e tools"]
 async fn request_that_envoy_does_not_sample_leaves_no_span_and_tells_the_engine_nothing() {
+    let _turn = TURN.lock().await;
     let setup = Setup::start(|_| ()).await;
     let ask = async |flags: &str, id: &str| {
         let body = json!({"model": "tiny", "prompt": format!("kato {id}"), "max_tokens": 1});

@@ -34,7 +34,7 @@ function facts(answer) {
     ["Model", answer.requested && answer.requested !== answer.model ? `${answer.model} (asked for ${answer.requested})` : answer.model],
     ["Outcome", words(answer.outcome) + (answer.fallback ? `: ${words(answer.fallback)}` : "")],
     ["Policy", words(answer.policy)],
-    ["Prompt tokens", isKnown(answer.prompt_tokens) ? count(answer.prompt_tokens) : null],
+    ["Prompt tokens", answer.pick && isKnown(answer.prompt_tokens) ? count(answer.prompt_tokens) : null],
     ["Matched", isKnown(best) && answer.prompt_tokens ? `${count(best)} tokens, ${share(best / answer.prompt_tokens)}` : null],
     ["Blocks looked up", blocks.join(", ")],
     ["Runner-up", answer.runner_up],

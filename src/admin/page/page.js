@@ -21,7 +21,9 @@ const byId = (id) => document.getElementById(id);
 const write = (id, text) => { const node = byId(id); if (node.textContent !== text) node.textContent = text; };
 
 let isPaused = false;
-/** Past answers, oldest first: {at, overview}. */
+/** The newest answer, whole. */
+let latest = null;
+/** What has been counted at each answer, oldest first; no more of an answer than what grows, since there are many. */
 let history = [];
 
 // Talking to the router.
@@ -54,7 +56,6 @@ byId("auth-form").addEventListener("submit", (event) => {
   token = byId("auth-token").value.trim();
   try { sessionStorage.setItem(TOKEN_KEY, token); } catch { /* kept in memory */ }
   byId("auth").close();
-  poll();
 });
 
 let timer = 0;
@@ -68,6 +69,8 @@ async function poll() {
     else unreachable(error);
   }
   const isWaiting = byId("auth").open;
+  // Two polls may have been under way; one goes on.
+  clearTimeout(timer);
   if (!isWaiting) timer = setTimeout(poll, document.hidden ? HIDDEN_POLL_MS : POLL_MS);
 }
 
@@ -83,13 +86,20 @@ function unreachable(error) {
 
 function take(overview) {
   const at = Date.now();
-  const last = history.at(-1)?.overview;
+  const last = history.at(-1);
   // Counters that fall belong to another process.
   if (last && overview.totals.decisions < last.totals.decisions) history = [];
-  history.push({ at, overview });
+  latest = overview;
+  history.push({ at, totals: overview.totals, endpoints: new Map(overview.endpoints.map(counted)) });
   history = history.filter((sample) => sample.at > at - HISTORY_MS - NOW_MS);
   show();
 }
+
+const endpointKey = (row) => `${row.model} ${row.endpoint}`;
+const counted = (row) => {
+  const { decisions, matched_tokens, prompt_tokens } = row;
+  return [endpointKey(row), { decisions, matched_tokens, prompt_tokens }];
+};
 
 /** The sample that is `ms` older than the `idx`-th one, or the oldest there is. */
 function before(idx, ms) {
@@ -100,19 +110,18 @@ function before(idx, ms) {
 }
 
 /** Growth of what `read` finds between two samples; what was not there before began at 0. */
-const growth = (from, to, read) => Math.max(0, (read(to.overview) ?? 0) - (read(from.overview) ?? 0));
+const growth = (from, to, read) => Math.max(0, (read(to) ?? 0) - (read(from) ?? 0));
 const rate = (from, to, read) => (to.at > from.at ? growth(from, to, read) / ((to.at - from.at) / 1000) : null);
 const ratio = (part, whole) => (whole > 0 ? part / whole : null);
-const hit = (from, to, read = (overview) => overview.totals) =>
-  ratio(growth(from, to, (o) => read(o)?.matched_tokens), growth(from, to, (o) => read(o)?.prompt_tokens));
+const hit = (from, to, read = (sample) => sample.totals) =>
+  ratio(growth(from, to, (s) => read(s)?.matched_tokens), growth(from, to, (s) => read(s)?.prompt_tokens));
 const sum = (rows, read) => rows.reduce((total, row) => total + (read(row) ?? 0), 0);
 const degradedReasons = ({ totals }) => ({
   ...totals.fallbacks,
   "left to Envoy": totals.left_to_envoy,
   "refused": totals.refused,
 });
-const endpointOf = (row) => (overview) =>
-  overview.endpoints.find((other) => other.model === row.model && other.endpoint === row.endpoint);
+const endpointOf = (row) => (sample) => sample.endpoints.get(endpointKey(row));
 
 // Showing it.
 
@@ -121,28 +130,28 @@ function show() {
   const now = history[newest];
   const recent = before(newest, NOW_MS);
   const minute = before(newest, MINUTE_MS);
-  showHeader(now.overview);
+  showHeader(latest);
   showTiles(now, recent, minute);
   const samples = history.map((sample, idx) => plotted(before(idx, NOW_MS), sample));
   decisionsPlot.draw(samples);
   hitPlot.draw(samples);
-  endpoints.show(now.overview.endpoints.map((row) => ({ ...row, ...rates(row, now, recent, minute) })));
-  write("endpoints-count", String(now.overview.endpoints.length));
-  sources.show(now.overview.sources);
-  const live = now.overview.sources.filter((row) => row.state === "live").length;
-  write("sources-count", now.overview.sources.length ? `${live} of ${now.overview.sources.length} live` : "");
-  decisions.show(now.overview.recent);
+  endpoints.show(latest.endpoints.map((row) => ({ ...row, ...rates(row, now, recent, minute) })));
+  write("endpoints-count", String(latest.endpoints.length));
+  sources.show(latest.sources);
+  const live = latest.sources.filter((row) => row.state === "live").length;
+  write("sources-count", latest.sources.length ? `${live} of ${latest.sources.length} live` : "");
+  decisions.show(latest.recent);
 }
 
 function plotted(from, to) {
-  const outcomes = OUTCOMES.map((name) => [name, rate(from, to, (o) => o.totals.by_outcome[name])]);
+  const outcomes = OUTCOMES.map((name) => [name, rate(from, to, (sample) => sample.totals.by_outcome[name])]);
   return { at: to.at, ...Object.fromEntries(outcomes), hit: hit(from, to) };
 }
 
 function rates(row, now, recent, minute) {
   const find = endpointOf(row);
   return {
-    rate: rate(recent, now, (overview) => find(overview)?.decisions),
+    rate: rate(recent, now, (sample) => find(sample)?.decisions),
     hit: hit(minute, now, find),
     states: row.sources.map((source) => source.state),
   };
@@ -162,8 +171,8 @@ function showHeader(overview) {
 }
 
 function showTiles(now, recent, minute) {
-  const { totals, index, endpoints: rows } = now.overview;
-  write("tile-rate", perSecond(rate(recent, now, (o) => o.totals.decisions)));
+  const { totals, index, endpoints: rows } = latest;
+  write("tile-rate", perSecond(rate(recent, now, (sample) => sample.totals.decisions)));
   write("tile-rate-more", `${count(totals.decisions)} since start`);
   write("tile-hit", share(hit(minute, now)));
   write("tile-hit-more", `of prompt tokens, last minute · ${share(ratio(totals.matched_tokens, totals.prompt_tokens))} since start`);
@@ -177,10 +186,10 @@ function showTiles(now, recent, minute) {
 }
 
 function showDegraded(now, recent, minute) {
-  const total = (overview) => sum(Object.values(degradedReasons(overview)), (n) => n);
+  const total = (sample) => sum(Object.values(degradedReasons(sample)), (n) => n);
   write("tile-degraded", perSecond(rate(recent, now, total)));
-  const grown = Object.keys(degradedReasons(now.overview))
-    .map((name) => [name, growth(minute, now, (overview) => degradedReasons(overview)[name])])
+  const grown = Object.keys(degradedReasons(now))
+    .map((name) => [name, growth(minute, now, (sample) => degradedReasons(sample)[name])])
     .filter(([, n]) => n > 0)
     .sort((a, b) => b[1] - a[1]);
   const reasons = grown.slice(0, 3).map(([name, n]) => `${count(n)} ${name.replaceAll("_", " ")}`);
@@ -218,7 +227,7 @@ function statesCell(states) {
 const endpoints = new Table(byId("endpoints"), {
   empty: "No endpoint is listed yet.",
   sort: "endpoint",
-  key: (row) => `${row.model} ${row.endpoint}`,
+  key: endpointKey,
   columns: [
     { key: "endpoint", title: "Endpoint", cell: (row) => element("span", { class: "code" }, row.endpoint) },
     { key: "model", title: "Model" },
@@ -324,7 +333,7 @@ function pause() {
   isPaused = !isPaused;
   byId("pause").setAttribute("aria-pressed", String(isPaused));
   write("pause", isPaused ? "Go on" : "Pause");
-  if (history.length) showHeader(history.at(-1).overview);
+  if (latest) showHeader(latest);
 }
 
 byId("pause").addEventListener("click", pause);
@@ -333,6 +342,6 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "p" && !isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) pause();
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
-byId("auth").addEventListener("close", () => { if (!token) poll(); });
+byId("auth").addEventListener("close", () => poll());
 
 poll();

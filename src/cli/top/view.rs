@@ -8,7 +8,7 @@ use ratatui::widgets::{Paragraph, Row as Cells, Table};
 
 use super::Screen;
 use super::model::{Column, History, Overview, Recent, Row, Totals};
-use crate::cli::columns::{Align, Columns};
+use crate::cli::columns::{Align, Columns, printable};
 
 const TITLES: [(&str, Align, Option<Column>); 8] = [
     ("ENDPOINT", Align::Left, Some(Column::Endpoint)),
@@ -57,12 +57,17 @@ pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
 pub(super) fn plain(screen: &Screen) -> String {
     let mut columns = Columns::new(&TITLES.map(|(title, align, _)| (title, align)));
     for row in screen.history.rows(&screen.filter, screen.sort, screen.is_reversed) {
-        columns.push(cells(&row).to_vec());
+        columns.push(&cells(&row));
     }
     format!("{}\n\n{columns}", header(screen).join("\n"))
 }
 
+/// What is above the table, without what a terminal would obey.
 fn header(screen: &Screen) -> Vec<String> {
+    header_lines(screen).iter().map(|line| printable(line)).collect()
+}
+
+fn header_lines(screen: &Screen) -> Vec<String> {
     let Some(newest) = screen.history.newest() else {
         let found = screen.trouble.as_deref().unwrap_or("asking");
         return vec![format!("warmroute at {}: {found}", screen.router)];

@@ -275,7 +275,7 @@ impl Generation {
                 continue;
             };
             let is_known = is_announced_again && own.holds(tier, *hash);
-            let was_refused = !is_known && !own.store(tier, (*hash, key), 1, &shared.index);
+            let was_refused = !is_known && !own.store(tier, (*hash, key), &shared.index);
             self.refuse(u32::from(was_refused), shared);
         }
         true
@@ -290,7 +290,7 @@ impl Generation {
             self.move_to_own(*hash, key, [0; 3], shared);
             let is_held = self.own.as_ref().is_some_and(|own| own.holds(blocks.tier, *hash));
             if !(is_held && blocks.is_announced_again) {
-                self.add_own(blocks.tier, (*hash, key), 1, shared);
+                self.store_in_own(blocks.tier, (*hash, key), shared);
             } else if let Some(own) = self.own.as_mut().filter(|_| !shared.settings.reports) {
                 own.note_stored(blocks.tier, *hash, &shared.index);
             }
@@ -316,13 +316,17 @@ impl Generation {
             let slot = self.engine.as_mut().and_then(|engine| engine.get_mut(tier));
             let n_copies = slot.map_or(0, |slot| slot.take(hash)).max(u32::from(at_least[tier as usize]));
             if n_copies > 0 {
-                self.add_own(tier, (hash, key), u16::try_from(n_copies).unwrap_or(u16::MAX), shared);
+                // It was stored before, and only its name is new.
+                let n_copies = u16::try_from(n_copies).unwrap_or(u16::MAX);
+                let own = self.own(shared);
+                let has_room = own.is_some_and(|own| own.add(tier, (hash, key), n_copies, &shared.index));
+                self.refuse(u32::from(!has_room), shared);
             }
         }
     }
 
-    fn add_own(&mut self, tier: Tier, block: (BlockHash, BlockHash), n_copies: u16, shared: &Shared) {
-        let was_stored = self.own(shared).is_some_and(|own| own.store(tier, block, n_copies, &shared.index));
+    fn store_in_own(&mut self, tier: Tier, block: (BlockHash, BlockHash), shared: &Shared) {
+        let was_stored = self.own(shared).is_some_and(|own| own.store(tier, block, &shared.index));
         self.refuse(u32::from(!was_stored), shared);
     }
 
@@ -341,7 +345,7 @@ impl Generation {
         let (tier, contents) = (blocks.tier, blocks.contents.take());
         let (orphans, rest) = blocks.hashes.split_at(n_orphans);
         if let Some((_, key)) = known {
-            self.add_own(tier, (rest[0], key), 1, shared);
+            self.store_in_own(tier, (rest[0], key), shared);
             let contents = contents.as_ref().map(|contents| contents[n_orphans + 1..].to_vec());
             self.store_own(key, &Blocks { tier, hashes: &rest[1..], contents, is_announced_again: false }, shared);
         }

@@ -150,7 +150,7 @@ impl Image {
             let (ids, copies) = ((BlockHash(word(block, 0)), BlockHash(word(block, 8))), copies(block, 16));
             for tier in Tier::ALL.into_iter().filter(|tier| copies[*tier as usize] > 0) {
                 let own = generation.own(shared);
-                has_room &= own.is_some_and(|own| own.store(tier, ids, copies[tier as usize], &shared.index));
+                has_room &= own.is_some_and(|own| own.add(tier, ids, copies[tier as usize], &shared.index));
             }
         }
         generation.is_full |= !has_room;

@@ -68,8 +68,18 @@ impl OwnBlocks {
         }
     }
 
-    /// Adds `n_copies` of a block to a tier; false: no room.
-    pub(super) fn store(
+    /// Adds a copy that the engine has just stored of a block to a tier, and lets those who watch the block know; false:
+    /// no room.
+    pub(super) fn store(&mut self, tier: Tier, (hash, key): (BlockHash, BlockHash), index: &PrefixIndex) -> bool {
+        let key = self.key_of(hash).unwrap_or(key);
+        if let Some(slot) = self.slots.ensure(tier, index) {
+            slot.note_stored(&[key]);
+        }
+        self.add(tier, (hash, key), 1, index)
+    }
+
+    /// Adds `n_copies` of a block that are no news to a tier; false: no room.
+    pub(super) fn add(
         &mut self,
         tier: Tier,
         (hash, key): (BlockHash, BlockHash),
@@ -79,7 +89,6 @@ impl OwnBlocks {
         if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.copies[tier as usize] > 0) {
             let copies = &mut block.copies[tier as usize];
             *copies = copies.saturating_add(n_copies);
-            self.note_stored(tier, hash, index);
             return true;
         }
         // A key that the map has cannot change: the hash says what the block is.
@@ -88,7 +97,7 @@ impl OwnBlocks {
         if !slot.charge(ENTRY_BYTES) {
             return false;
         }
-        if slot.store(&[key]).n_refused > 0 {
+        if slot.add(&[key]).n_refused > 0 {
             slot.release(ENTRY_BYTES);
             return false;
         }

@@ -18,6 +18,26 @@ pub(super) struct RolledOut {
     recorder: Option<Recorder>,
 }
 
+impl Considered {
+    /// Why nobody could be picked, where Envoy picks anyway.
+    pub(super) fn leave_in_shadow(&self) -> Leave {
+        match self.refusal() {
+            Refusal::EmptySubset => Leave::EmptySubset,
+            Refusal::NoEndpoint | Refusal::NoPick(_) => Leave::NoEndpoint,
+        }
+    }
+}
+
+/// What is done with every request of a pool; none where a share of them is in shadow.
+fn common_mode(rollout: Rollout) -> Option<Mode> {
+    match (rollout.mode, rollout.percent.get()) {
+        (Mode::Active, 100) => Some(Mode::Active),
+        (Mode::Active, 0) => Some(Mode::Shadow),
+        (Mode::Active, _) => None,
+        (mode, _) => Some(mode),
+    }
+}
+
 impl Router {
     /// Writes down decisions.
     #[must_use]
@@ -43,9 +63,11 @@ impl Router {
         self.rolled_out.is_off.load(Relaxed)
     }
 
-    /// What is done with the picks of the pool whose picks are followed most.
-    pub fn rollout_mode(&self) -> Mode {
-        self.pools.iter().map(|pool| pool.rollout.get().mode).min().unwrap_or_default()
+    /// What is done with every request of every pool; none where that is not the same.
+    pub fn common_mode(&self) -> Option<Mode> {
+        let mut modes = self.pools.iter().map(|pool| common_mode(pool.rollout.get()));
+        let first = modes.next().unwrap_or(Some(Mode::Active))?;
+        modes.all(|mode| mode == Some(first)).then_some(first)
     }
 
     /// What is done with a request whose pool is known.
@@ -56,10 +78,7 @@ impl Router {
     /// Picks and leaves the request to Envoy. That there is nobody to be picked is Envoy's to find out, too.
     pub(super) fn shadow(&self, head: &RequestHead, considered: Considered, random: &mut fastrand::Rng) -> Verdict {
         let Some(choice) = self.choose(head, &considered, random) else {
-            return Verdict::Leave(match considered.refusal() {
-                Refusal::EmptySubset => Leave::EmptySubset,
-                Refusal::NoEndpoint | Refusal::NoPick(_) => Leave::NoEndpoint,
-            });
+            return Verdict::Leave(considered.leave_in_shadow());
         };
         let Considered { target, lookup, .. } = considered;
         let decision = decision(&target, choice, &lookup);
@@ -81,5 +100,25 @@ impl Router {
             endpoint: decision.pick.endpoint.address,
             mode: mode.as_str(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_neither_active_nor_in_shadow() {
+        for (mode, percent, expected) in [
+            (Mode::Active, "100", Some(Mode::Active)),
+            (Mode::Active, "99", None),
+            (Mode::Active, "1", None),
+            (Mode::Active, "0", Some(Mode::Shadow)),
+            (Mode::Shadow, "50", Some(Mode::Shadow)),
+            (Mode::Off, "50", Some(Mode::Off)),
+        ] {
+            let percent = percent.parse().expect("a share");
+            assert_eq!(common_mode(Rollout { mode, percent }), expected, "{mode:?} {percent:?}");
+        }
     }
 }

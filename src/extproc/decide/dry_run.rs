@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use super::lookup::{Chain, LEARNED_BLOCK};
 use super::timer::Timer;
-use super::{Considered, Pool, Router, Verdict, decision};
+use super::{Considered, Leave, Pool, Router, Verdict, decision};
 use crate::extproc::journal::Picked;
 use crate::extproc::message::RequestHead;
+use crate::extproc::rollout::Mode;
 use crate::routing::endpoint::Endpoint;
 use crate::routing::index::{KeyspaceKind, Promises};
 use crate::routing::pick::{Standing, choose_keeping};
@@ -23,6 +24,10 @@ use crate::telemetry::metrics::Stage;
 pub struct DryRun {
     /// What would be picked, with the standings of all candidates; or why nobody would be.
     pub verdict: Result<Picked, Verdict>,
+    /// Whether Envoy would be told; none where there is no pool and the pools differ.
+    pub mode: Option<Mode>,
+    /// The share of the pool's requests that is active, where there is a pool.
+    pub percent: Option<u8>,
     /// The name of the pool's model and the one that the client uses, where there is a pool.
     pub model: Option<(Arc<str>, Arc<str>)>,
     /// The prompt's blocks.
@@ -61,15 +66,18 @@ impl Router {
         let mut timer = Timer::silent();
         let considered = match self.consider(head, body, &mut timer).await {
             Ok(considered) => considered,
-            Err(leave) => {
-                let verdict = Err(self.left(leave));
-                return DryRun { verdict, model: None, blocks: Vec::new(), endpoints: Vec::new() };
-            }
+            Err(leave) => return self.not_considered(leave),
         };
+        let rollout = considered.target.pool.rollout.get();
+        let mode = rollout.mode_for(head.request_id.as_deref(), random);
         let found = timer.timed(Stage::Pick, || self.candidates(head, &considered));
         let choice = timer.timed(Stage::Pick, || choose_keeping(usize::MAX, &found, random));
-        let verdict = choice.ok_or_else(|| Verdict::Refuse(considered.refusal()));
-        let picked = verdict.map(|choice| {
+        let nobody = || match mode {
+            Mode::Active => Verdict::Refuse(considered.refusal()),
+            Mode::Shadow => self.left(considered.leave_in_shadow()),
+            Mode::Off => self.left(Leave::SwitchedOff),
+        };
+        let picked = choice.filter(|_| mode != Mode::Off).ok_or_else(nobody).map(|choice| {
             let decision = decision(&considered.target, choice, &considered.lookup);
             let timings = timer.concluded();
             Picked { timings, ..Picked::of(&decision) }
@@ -79,7 +87,16 @@ impl Router {
             blocks: considered.lookup.iter().flat_map(|lookup| &lookup.chains).map(Chain::counted).collect(),
             endpoints: self.all_endpoints(head, &considered, picked.as_ref().map_or(&[], |picked| &picked.standings)),
             verdict: picked,
+            mode: Some(mode),
+            percent: Some(rollout.percent.get()),
         }
+    }
+
+    /// The request is nobody's of ours, or not yet.
+    fn not_considered(&self, leave: Leave) -> DryRun {
+        let verdict = self.left(leave);
+        let mode = verdict.mode().or_else(|| self.common_mode());
+        DryRun { verdict: Err(verdict), mode, percent: None, model: None, blocks: Vec::new(), endpoints: Vec::new() }
     }
 
     /// The endpoints that come into question, with what they hold.

@@ -61,9 +61,10 @@ impl Lookup {
         self.longest().map_or(0, |chain| u32::try_from(chain.hashes.len()).unwrap_or(u32::MAX))
     }
 
-    /// The chain with most blocks.
+    /// The chain with most blocks. Of several, always that of the same keyspace: blocks of two decisions can be compared
+    /// only there.
     pub(super) fn longest(&self) -> Option<&Chain> {
-        self.chains.iter().max_by_key(|chain| chain.hashes.len())
+        self.chains.iter().max_by_key(|chain| (chain.hashes.len(), chain.keyspace_order()))
     }
 
     /// Notes what the picked endpoint is going to hold: in the keyspace in which it holds something, since its source
@@ -79,8 +80,12 @@ impl Lookup {
 
 impl Lookup {
     /// Watches whether the picked endpoint holds what it is said to hold: in the keyspace of its match or, where it
-    /// holds nothing, in any.
+    /// holds nothing, in any. Not in a pool whose engines are asked for reports: a report announces what is held as if it
+    /// were stored.
     pub(super) fn watch(&self, pool: &Pool, choice: &Choice, clock: &Clock, now: Millis) -> Option<Watched> {
+        if pool.reports.is_some() {
+            return None;
+        }
         let (pick, standing) = (&choice.pick, choice.standings.first()?);
         let held_tokens = standing.matched_tokens - standing.promised_tokens;
         let has_match = |chain: &&Chain| chain.holds_tokens(pick.endpoint.id, held_tokens);
@@ -90,7 +95,7 @@ impl Lookup {
             chain: &chain.hashes,
             n_held: held_tokens / block_size,
             n_matched: pick.matched_tokens / block_size,
-            endpoint: pick.endpoint.id,
+            endpoint: &pick.endpoint,
             rank: pick.rank.filter(|_| held_tokens > 0),
         };
         chain.keyspace.as_ref()?.watches().watch(&prediction, &pool.predictions, clock, now)
@@ -98,6 +103,15 @@ impl Lookup {
 }
 
 impl Chain {
+    /// Orders the keyspaces of a model, those of the engines' own hashes last.
+    fn keyspace_order(&self) -> (u32, Option<(&'static str, &[u8])>) {
+        let of_engine = match &self.kind {
+            Some(KeyspaceKind::Engine { algorithm, root }) => Some((algorithm.as_str(), root.as_bytes())),
+            Some(KeyspaceKind::Own) | None => None,
+        };
+        (self.block_size.get(), of_engine)
+    }
+
     fn holds_tokens(&self, endpoint: EndpointId, n_tokens: u32) -> bool {
         let block_size = self.block_size.get();
         self.held.iter().any(|(holder, n_blocks)| *holder == endpoint && n_blocks * block_size == n_tokens)

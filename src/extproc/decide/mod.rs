@@ -37,7 +37,7 @@ use crate::routing::index::{Clock, PrefixIndex, Promises};
 use crate::routing::load::{InFlight, Millis};
 use crate::routing::pick::{Choice, Decision, Fallback, Outcome, Pick, Timings, choose, pick};
 use crate::routing::score::candidates;
-use crate::telemetry::metrics::{Metrics, PredictionRow, PromiseRow, Stage};
+use crate::telemetry::metrics::{AibrixIndexer, Metrics, PredictionRow, PromiseRow, Stage};
 use crate::telemetry::trace::stage_failed;
 use crate::tokenizer::remote::{RemoteTokenizer, Targets};
 use crate::tokenizer::{Asked, Late, Space, Tokens};
@@ -223,13 +223,9 @@ impl Router {
         let late = considered.late.take();
         let (verdict, extended) = match self.mode_for(head, &considered, random) {
             Mode::Active => {
-                let mut verdict = timer.timed(Stage::Pick, || self.route(head, &considered, random));
+                let verdict = timer.timed(Stage::Pick, || self.route(head, &considered, random));
                 let Considered { target, lookup, .. } = considered;
                 let extended = if target.follows_events() { self.extend(&verdict, &lookup, body) } else { None };
-                if let (Some(_), Verdict::Route(routed)) = (&extended, &mut verdict) {
-                    // Its engine announces what it holds as it announces what it stores.
-                    routed.watched = None;
-                }
                 (verdict, extended)
             }
             // No engine is asked for anything on our behalf.
@@ -366,7 +362,11 @@ impl Router {
 
     fn count(&self, verdict: &Verdict) {
         match verdict {
-            Verdict::Route(routed) => self.count_decision(&routed.decision),
+            Verdict::Route(routed) => {
+                self.count_decision(&routed.decision);
+                let indexer = if routed.pool.sync { AibrixIndexer::Sync } else { AibrixIndexer::Local };
+                self.metrics.count_for_aibrix(&routed.decision, indexer);
+            }
             Verdict::Shadow(shadowed) => self.count_decision(&shadowed.decision),
             Verdict::Leave(leave) => self.metrics.count_left_to_envoy(leave.as_str()),
             Verdict::Refuse(refusal) => self.metrics.count_immediate_response(refusal.as_str()),
@@ -376,7 +376,6 @@ impl Router {
     fn count_decision(&self, decision: &Decision) {
         let Decision { model, policy, pick, outcome, prompt_tokens, .. } = decision;
         self.metrics.count_decision(model, outcome, *policy);
-        self.metrics.count_for_aibrix(decision);
         self.metrics.count_tokens(model, u64::from(*prompt_tokens), u64::from(pick.matched_tokens));
         if let Outcome::Fallback(fallback) = outcome {
             self.metrics.count_fallback(fallback.as_str());

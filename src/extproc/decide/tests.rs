@@ -2,7 +2,8 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::*;
-use crate::extproc::rollout::Switch;
+use crate::extproc::report::Reports;
+use crate::extproc::rollout::{Mode, Rollout, Switch};
 use crate::request::ReadOptions;
 use crate::routing::endpoint::{EndpointId, SourceKnowledge};
 use crate::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm};
@@ -28,6 +29,10 @@ impl Fixture {
     }
 
     fn with(hasher: Option<BlockHasher>, sync: bool, source: Source) -> Self {
+        Self::with_reports(hasher, sync, source, None)
+    }
+
+    fn with_reports(hasher: Option<BlockHasher>, sync: bool, source: Source, reports: Option<Reports>) -> Self {
         let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
         let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
         let pool = Arc::new(Pool {
@@ -36,7 +41,7 @@ impl Fixture {
             hasher,
             reading: ReadOptions::default(),
             tokenizer: Arc::new(Tokenizer::new("tiny".into(), source, &Config::default())),
-            reports: None,
+            reports,
             endpoints: watch::channel(Arc::new(set)).1,
             sync,
             predictions: Arc::default(),
@@ -204,6 +209,43 @@ async fn a_block_that_is_stored_again_is_seen_in_the_decision_and_in_the_sums() 
     routed.end(fixture.router.now());
     let row = fixture.router.prediction_rows().remove(0);
     assert_eq!((row.n_predicted, row.n_stored_again, fixture.router.totals().stored_again_blocks), (3, 2, 2));
+}
+
+#[tokio::test]
+async fn a_pool_whose_engines_make_reports_is_not_watched() {
+    for (reports, is_watched) in [(None, true), (Some(Reports::new(1 << 20)), false)] {
+        let fixture = Fixture::with_reports(None, true, Source::Text, reports);
+        let _slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 3);
+        let routed = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
+        assert_eq!(routed.watched.is_some(), is_watched);
+    }
+}
+
+#[tokio::test]
+async fn aibrix_is_told_what_index_the_pool_has_and_of_no_shadow() {
+    for (sync, told) in [(true, "true"), (false, "false")] {
+        let fixture = Fixture::with(None, sync, Source::Text);
+        let mut pools = Pools::default();
+        pools.add(&fixture.pool, &[], true);
+        let router = Router::new(pools, fixture.index.clone(), Arc::new(Metrics::with_aibrix_names()));
+        let fixture = Fixture { router, ..fixture };
+        let prompt = json!({ "model": "tiny", "prompt": TOKENS });
+        let first = fixture.routed(&prompt).await;
+        first.end(fixture.router.now());
+        let series = format!(
+            r#"aibrix_prefix_cache_routing_selection_total{{model="tiny",selection="least_request_fallback",using_kv_sync="{told}"}} 1"#
+        );
+        assert!(fixture.router.metrics().encode().lines().any(|line| line == series), "no {series}");
+        fixture.pool.rollout.set(Rollout { mode: Mode::Shadow, ..Rollout::default() });
+        let head = RequestHead { path: "/v1/completions".to_owned(), ..head() };
+        let answer = fixture.router.decide(&head, prompt.to_string().as_bytes()).await;
+        assert!(matches!(answer.verdict, Verdict::Shadow(_)));
+        let text = fixture.router.metrics().encode();
+        let selections = text.lines().filter(|line| line.starts_with("aibrix_prefix_cache_routing_selection_total"));
+        let n_selections: u64 =
+            selections.map(|line| line.rsplit_once(' ').expect("a sample").1.parse::<u64>().expect("a count")).sum();
+        assert_eq!(n_selections, 1);
+    }
 }
 
 #[tokio::test]

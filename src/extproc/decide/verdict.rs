@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Pool, Shadowed};
+use crate::extproc::rollout::Mode;
 use crate::routing::endpoint::Endpoint;
 use crate::routing::index::{Promised, Watched};
 use crate::routing::load::{InFlight, Millis};
@@ -30,6 +31,17 @@ pub enum Verdict {
     Leave(Leave),
     /// Nowhere: there is no endpoint.
     Refuse(Refusal),
+}
+
+impl Verdict {
+    /// How far the request was followed; none where nobody asked, for its pool is not known or not listed.
+    pub fn mode(&self) -> Option<Mode> {
+        match self {
+            Self::Route(_) | Self::Refuse(Refusal::NoEndpoint | Refusal::EmptySubset) => Some(Mode::Active),
+            Self::Shadow(_) => Some(Mode::Shadow),
+            Self::Leave(leave) | Self::Refuse(Refusal::NoPick(leave)) => leave.mode(),
+        }
+    }
 }
 
 /// A request on its way.
@@ -94,6 +106,14 @@ pub enum Leave {
 }
 
 impl Leave {
+    fn mode(self) -> Option<Mode> {
+        match self {
+            Self::SwitchedOff => Some(Mode::Off),
+            Self::NoEndpoint | Self::EmptySubset => Some(Mode::Shadow),
+            Self::NoModel | Self::UnknownModel | Self::NotSynced | Self::ModelBeyondLimit => None,
+        }
+    }
+
     /// Name in metrics, spans and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -142,5 +162,25 @@ impl Refusal {
             Self::NoPick(Leave::NotSynced) => "the endpoints of this model are not known yet",
             Self::NoPick(Leave::ModelBeyondLimit) => "the request is too large for its model's name to be found",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_is_picked_for_has_the_mode_that_it_was_left_under() {
+        for (leave, expected) in [
+            (Leave::SwitchedOff, Some(Mode::Off)),
+            (Leave::NoEndpoint, Some(Mode::Shadow)),
+            (Leave::EmptySubset, Some(Mode::Shadow)),
+            (Leave::UnknownModel, None),
+            (Leave::NotSynced, None),
+        ] {
+            assert_eq!(Verdict::Leave(leave).mode(), expected, "{leave:?}");
+            assert_eq!(Verdict::Refuse(Refusal::NoPick(leave)).mode(), expected, "{leave:?}");
+        }
+        assert_eq!(Verdict::Refuse(Refusal::NoEndpoint).mode(), Some(Mode::Active));
     }
 }

@@ -12,14 +12,16 @@
 //! costs what a decision costs, so few run at a time; the rest of the port is not kept waiting.
 
 mod view;
+mod why;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -29,7 +31,7 @@ use tokio::sync::Semaphore;
 
 use self::view::{DecisionView, EndpointView, ExplanationView, IndexView};
 use super::decide::Router;
-use super::message::{RANK_HEADER, RequestHead};
+use super::message::{RANK_HEADER, REQUEST_ID_HEADER, RequestHead};
 
 /// Dry runs at a time: each may ask an engine for tokens, as a request does.
 const MOST_DRY_RUNS: usize = 4;
@@ -39,6 +41,14 @@ const DEFAULT_PATH: &str = "/v1/chat/completions";
 const DEFAULT_LIMIT: usize = 100;
 /// Decisions in [`Explain::recent`].
 const N_RECENT: usize = 20;
+
+/// Most decisions in a list: an answer of 1 MiB.
+const MOST_LIMIT: usize = 1000;
+/// How long a client may take to send the body of a dry run: it keeps one of the few places.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Instead of a mode, where it is not the same for all requests of all pools.
+pub const MIXED: &str = "mixed";
 
 /// What is shown of an event source.
 #[derive(Clone, Debug)]
@@ -105,9 +115,9 @@ impl Explain {
         to_value(&IndexView::of(&self.router))
     }
 
-    /// As `/endpoints`.
-    pub fn endpoints(&self) -> Value {
-        to_value(&EndpointView::all(&self.router, &self.sources.0()))
+    /// As `/endpoints`, with sources that the caller has read.
+    pub fn endpoints(&self, sources: &[SourceBrief]) -> Value {
+        to_value(&EndpointView::all(&self.router, sources))
     }
 
     /// The newest of `/decisions`.
@@ -118,6 +128,18 @@ impl Explain {
     /// What has been decided so far.
     pub fn totals(&self) -> Value {
         to_value(&self.router.totals())
+    }
+
+    async fn read_body(&self, request: Request) -> Result<Bytes, Response> {
+        match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(error)) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                let sentence = format!("the body is longer than the {} bytes that are read", self.body_bytes);
+                Err(refused(StatusCode::PAYLOAD_TOO_LARGE, &sentence))
+            }
+            Ok(Err(_)) => Err(refused(StatusCode::BAD_REQUEST, "the body has not come whole")),
+            Err(_) => Err(refused(StatusCode::REQUEST_TIMEOUT, "the body has not come in time")),
+        }
     }
 
     fn newest(&self, limit: usize) -> Vec<DecisionView> {
@@ -137,19 +159,28 @@ fn refused(status: StatusCode, sentence: &str) -> Response {
 async fn dry_run(
     State(explain): State<Explain>,
     Query(query): Query<HashMap<String, String>>,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Response {
+    // Before the body is read: what waits for a place holds no memory.
     let Ok(_permit) = explain.permits.clone().try_acquire_owned() else {
         return refused(StatusCode::SERVICE_UNAVAILABLE, "as many dry runs as are allowed at a time are under way");
     };
     let head = RequestHead {
         path: query.get("path").map_or(DEFAULT_PATH, String::as_str).to_owned(),
-        rank: headers.get(RANK_HEADER).and_then(|rank| rank.to_str().ok()?.trim().parse().ok()),
+        rank: header(request.headers(), RANK_HEADER).and_then(|rank| rank.parse().ok()),
+        request_id: header(request.headers(), REQUEST_ID_HEADER).map(str::to_owned),
         ..RequestHead::default()
+    };
+    let body = match explain.read_body(request).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
     };
     let found = explain.router.dry_run(&head, &body, &mut fastrand::Rng::new()).await;
     Json(ExplanationView::of(&found, &explain.sources.0())).into_response()
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
 }
 
 async fn decided(State(explain): State<Explain>, Path(request_id): Path<String>) -> Response {
@@ -164,16 +195,16 @@ async fn decided(State(explain): State<Explain>, Path(request_id): Path<String>)
 }
 
 async fn decisions(State(explain): State<Explain>, Query(query): Query<HashMap<String, String>>) -> Response {
-    let capacity = explain.router.journal().capacity();
-    let limit = query.get("limit").map_or(Ok(DEFAULT_LIMIT.min(capacity)), |limit| limit.parse());
+    let most = explain.router.journal().capacity().min(MOST_LIMIT);
+    let limit = query.get("limit").map_or(Ok(DEFAULT_LIMIT.min(most)), |limit| limit.parse());
     match limit {
-        Ok(limit) if limit <= capacity => Json(explain.newest(limit)).into_response(),
-        _ => refused(StatusCode::BAD_REQUEST, &format!("limit is not a number from 0 to {capacity}")),
+        Ok(limit) if limit <= most => Json(explain.newest(limit)).into_response(),
+        _ => refused(StatusCode::BAD_REQUEST, &format!("limit is not a number from 0 to {most}")),
     }
 }
 
 async fn endpoints(State(explain): State<Explain>) -> Json<Value> {
-    Json(explain.endpoints())
+    Json(explain.endpoints(&explain.sources.0()))
 }
 
 async fn index(State(explain): State<Explain>) -> Json<Value> {

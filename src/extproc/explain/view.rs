@@ -1,16 +1,19 @@
 //! Answers as they are written in JSON.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::SourceBrief;
+use super::why::why;
+use super::{MIXED, SourceBrief};
 use crate::extproc::decide::{Considering, DryRun, KeyspaceBlocks, KeyspaceRow, Router, Verdict};
 use crate::extproc::journal::{Later, Picked, Record, Told};
+use crate::extproc::rollout::Mode;
 use crate::routing::endpoint::Endpoint;
-use crate::routing::pick::{MOST_AHEAD, Outcome, Standing, Timings};
+use crate::routing::pick::{Outcome, Standing, Timings};
 
 /// Answer to `POST /explain`.
 #[derive(Debug, Serialize)]
@@ -30,18 +33,23 @@ pub(super) struct ExplanationView {
     timings_us: TimingsView,
     verdict: &'static str,
     reason: Option<&'static str>,
+    /// Of this request.
+    mode: &'static str,
+    /// Of the pool's requests that are active, where its mode is.
+    percent: Option<u8>,
 }
 
 impl ExplanationView {
     pub(super) fn of(found: &DryRun, sources: &[SourceBrief]) -> Self {
         let picked = found.verdict.as_ref().ok();
         let (verdict, reason) = match &found.verdict {
-            Ok(_) => ("route", None),
+            Ok(_) => (verdict_of_pick(found.mode), None),
             Err(verdict) => verdict_names(verdict),
         };
         let model = found.model.as_ref().map(|(model, _)| model.clone());
-        let candidates =
-            found.endpoints.iter().map(|it| CandidateView::of(it, model.as_deref().unwrap_or_default(), sources));
+        let sources = Sources::by_endpoint(sources);
+        let candidates = found.endpoints.iter().zip(model.iter().cycle());
+        let candidates = candidates.map(|(it, model)| CandidateView::of(it, model, &sources));
         Self {
             requested: found.model.as_ref().map(|(_, requested)| requested.clone()),
             outcome: picked.map(|picked| picked.outcome.as_str()),
@@ -57,6 +65,8 @@ impl ExplanationView {
             timings_us: TimingsView::of(&picked.map(|picked| picked.timings).unwrap_or_default()),
             verdict,
             reason,
+            mode: mode_name(found.mode),
+            percent: found.percent,
             model,
         }
     }
@@ -78,7 +88,7 @@ struct CandidateView {
 }
 
 impl CandidateView {
-    fn of(considering: &Considering, model: &str, sources: &[SourceBrief]) -> Self {
+    fn of(considering: &Considering, model: &Arc<str>, sources: &Sources<'_>) -> Self {
         let Considering { standing, matched_blocks, ahead_of_least, avoided_ms, not_because } = *considering;
         Self {
             endpoint: standing.endpoint,
@@ -91,7 +101,7 @@ impl CandidateView {
             avoided_ms,
             is_candidate: not_because.is_none(),
             not_because,
-            sources: SourceView::of(sources, model, standing.endpoint),
+            sources: sources.views(model, standing.endpoint),
         }
     }
 }
@@ -103,17 +113,30 @@ struct SourceView {
     last_event_ms: Option<u64>,
 }
 
-impl SourceView {
-    /// The sources of an endpoint, by rank.
-    fn of(sources: &[SourceBrief], model: &str, endpoint: SocketAddr) -> Vec<Self> {
-        let its_own = sources.iter().filter(|source| source.endpoint == endpoint && &*source.model == model);
-        let view = |source: &SourceBrief| {
-            let SourceBrief { rank, state, last_event_ms, .. } = *source;
-            Self { rank, state, last_event_ms }
+/// The sources, grouped once for all endpoints of an answer.
+struct Sources<'a>(HashMap<(&'a str, SocketAddr), Vec<&'a SourceBrief>>);
+
+impl<'a> Sources<'a> {
+    /// The sources of each endpoint by rank.
+    fn by_endpoint(sources: &'a [SourceBrief]) -> Self {
+        let mut groups = HashMap::<_, Vec<&SourceBrief>>::new();
+        for source in sources {
+            groups.entry((&*source.model, source.endpoint)).or_default().push(source);
+        }
+        groups.values_mut().for_each(|group| group.sort_by_key(|source| source.rank));
+        Self(groups)
+    }
+
+    fn of<'b>(&'b self, model: &'b str, endpoint: SocketAddr) -> &'b [&'a SourceBrief] {
+        self.0.get(&(model, endpoint)).map_or(&[], Vec::as_slice)
+    }
+
+    fn views(&self, model: &str, endpoint: SocketAddr) -> Vec<SourceView> {
+        let view = |source: &&SourceBrief| {
+            let SourceBrief { rank, state, last_event_ms, .. } = **source;
+            SourceView { rank, state, last_event_ms }
         };
-        let mut views: Vec<_> = its_own.map(view).collect();
-        views.sort_by_key(|view| view.rank);
-        views
+        self.of(model, endpoint).iter().map(view).collect()
     }
 }
 
@@ -204,7 +227,7 @@ impl DecisionView {
     /// Without the standings.
     pub(super) fn brief(record: &Record) -> Self {
         let (verdict, reason, picked) = match &record.told {
-            Told::Picked(picked) => ("route", None, Some(picked)),
+            Told::Picked(picked) => (verdict_of_pick(record.mode), None, Some(picked)),
             Told::Left(reason) => ("leave_to_envoy", Some(*reason), None),
             Told::Refused(reason) => ("refuse", Some(*reason), None),
         };
@@ -229,7 +252,7 @@ impl DecisionView {
             n_avoided: picked.map_or(0, |picked| picked.n_avoided),
             standings: None,
             timings_us: TimingsView::of(&picked.map(|picked| picked.timings).unwrap_or_default()),
-            mode: record.mode,
+            mode: mode_name(record.mode),
             outcome_later: LaterView::of(record),
         }
     }
@@ -281,8 +304,9 @@ pub(super) struct EndpointView {
 impl EndpointView {
     /// All endpoints of all pools, by model and address.
     pub(super) fn all(router: &Router, sources: &[SourceBrief]) -> Vec<Self> {
+        let sources = Sources::by_endpoint(sources);
         let view = |(model, endpoint): (Arc<str>, Arc<Endpoint>)| {
-            let its_own = sources.iter().filter(|it| it.endpoint == endpoint.address && it.model == model);
+            let its_own = sources.of(&model, endpoint.address).iter();
             Self {
                 endpoint: endpoint.address,
                 in_flight: endpoint.load.in_flight(),
@@ -292,7 +316,7 @@ impl EndpointView {
                 decisions: endpoint.given.n_decisions(),
                 matched_tokens: endpoint.given.matched_tokens(),
                 prompt_tokens: endpoint.given.prompt_tokens(),
-                sources: SourceView::of(sources, &model, endpoint.address),
+                sources: sources.views(&model, endpoint.address),
                 model,
             }
         };
@@ -317,6 +341,15 @@ impl IndexView {
     }
 }
 
+/// What becomes of a request for which somebody is picked: in shadow Envoy is not told.
+fn verdict_of_pick(mode: Option<Mode>) -> &'static str {
+    if mode == Some(Mode::Active) { "route" } else { "leave_to_envoy" }
+}
+
+fn mode_name(mode: Option<Mode>) -> &'static str {
+    mode.map_or(MIXED, Mode::as_str)
+}
+
 fn verdict_names(verdict: &Verdict) -> (&'static str, Option<&'static str>) {
     match verdict {
         Verdict::Route(_) => ("route", None),
@@ -336,65 +369,4 @@ fn runner_up(picked: &Picked) -> Option<SocketAddr> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Why the first of the candidates was picked and not the second.
-fn why(standings: &[Standing]) -> String {
-    let (first, second) = match standings {
-        [] => return String::new(),
-        [_] => return "it was the only candidate".to_owned(),
-        [first, second, ..] => (first, second),
-    };
-    if second.is_too_far_ahead {
-        let (held, n) = (second.matched_tokens, second.in_flight);
-        return format!(
-            "the runner-up has {n} requests in flight, more than {MOST_AHEAD} beyond the least loaded, so that the {held} \
-             tokens that it holds do not count"
-        );
-    }
-    let terms = |it: &Standing| (it.matched_tokens, it.offloaded_tokens, it.in_flight);
-    match (terms(first), terms(second)) {
-        ((a, ..), (b, ..)) if a != b => format!("it holds {a} tokens of the prompt, the runner-up {b}"),
-        ((_, a, _), (_, b, _)) if a != b => {
-            format!("both hold as much on their GPUs; in other tiers it holds {a} tokens more, the runner-up {b}")
-        }
-        ((held, _, a), (.., b)) if a != b => {
-            format!("both hold {held} tokens of the prompt; it has {a} requests in flight, the runner-up {b}")
-        }
-        ((held, _, n), _) => {
-            format!("both hold {held} tokens of the prompt and have {n} requests in flight; chance decided")
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn standing(matched_tokens: u32, offloaded_tokens: u32, in_flight: u32) -> Standing {
-        Standing {
-            endpoint: ([127, 0, 0, 1], 1).into(),
-            matched_tokens,
-            offloaded_tokens,
-            promised_tokens: 0,
-            rank: None,
-            in_flight,
-            is_too_far_ahead: in_flight > 16,
-        }
-    }
-
-    #[test]
-    fn the_first_term_that_differs_is_why() {
-        for (second, expected) in [
-            (standing(32, 0, 1), "it holds 64 tokens of the prompt, the runner-up 32"),
-            (standing(64, 8, 1), "in other tiers it holds 16 tokens more, the runner-up 8"),
-            (standing(64, 16, 3), "both hold 64 tokens of the prompt; it has 1 requests in flight, the runner-up 3"),
-            (standing(64, 16, 1), "chance decided"),
-            (standing(640, 16, 17), "so that the 640 tokens that it holds do not count"),
-        ] {
-            let found = why(&[standing(64, 16, 1), second]);
-            assert!(found.contains(expected), "{expected}\nis not in\n{found}");
-        }
-        assert_eq!((why(&[standing(1, 0, 0)]).as_str(), why(&[]).as_str()), ("it was the only candidate", ""));
-    }
 }

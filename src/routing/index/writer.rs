@@ -99,6 +99,11 @@ impl SlotWriter {
     /// Adds one copy of each block; they are one chain.
     pub fn store(&mut self, hashes: &[BlockHash]) -> StoreOutcome {
         self.note_stored(hashes);
+        self.add(hashes)
+    }
+
+    /// The same for blocks that the engine has held before: nobody who watches them is told.
+    pub fn add(&mut self, hashes: &[BlockHash]) -> StoreOutcome {
         self.store_each(hashes, |slot, hash| if slot.add_copies(hash, 1) { Stored::Copy } else { Stored::Refused })
     }
 

@@ -1,8 +1,8 @@
 //! AIBrix's names for what its prefix-cache router counts, so that dashboards and alerts made for it go on working.
 //!
-//! Names, labels, values and buckets are those of AIBrix v0.7.0,
+//! Names, labels, values and buckets are as in AIBrix's gateway plugin,
 //! `pkg/plugins/gateway/algorithms/prefix_cache.go` (`createPrefixCacheMetrics`). They are kept only with
-//! `metrics.aibrix_names`. What has no counterpart here is not imitated: `prefix_cache_load_imbalance_total` counts a
+//! `metrics.aibrix_names`, and count the picks that Envoy is told: those of a shadow are not AIBrix's counterpart. What has no counterpart here is not imitated: `prefix_cache_load_imbalance_total` counts a
 //! rule that this router does not have, and so do the selection `prefix_match_skipped` and the other error reasons.
 
 use std::sync::Arc;
@@ -17,6 +17,25 @@ use super::Metrics;
 use super::catalog::Catalog;
 use super::labels::{AIBRIX_INDEXER, AIBRIX_PERCENT, AIBRIX_REASON, AIBRIX_SELECTION, AIBRIX_SYNC, MODEL};
 use crate::routing::decision::{Decision, Outcome};
+
+/// Which kind of index a pool has, as AIBrix calls them: it has one for all models, by its configuration, whatever a
+/// single decision rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AibrixIndexer {
+    /// The engines' events feed it.
+    Sync,
+    /// The router's own picks do.
+    Local,
+}
+
+impl AibrixIndexer {
+    fn using_kv_sync(self) -> &'static str {
+        match self {
+            Self::Sync => "true",
+            Self::Local => "false",
+        }
+    }
+}
 
 /// Registered only on demand.
 #[derive(Debug)]
@@ -91,16 +110,16 @@ impl Instruments {
             ),
             indexer_status: c.add_foreign(
                 "aibrix_prefix_cache_indexer_status",
-                "Which kind of index the last decision rested on, under AIBrix's name",
+                "Which kind of index the model has, under AIBrix's name",
                 &[MODEL, AIBRIX_INDEXER],
                 Family::default(),
             ),
         }
     }
 
-    fn count(&self, decision: &Decision) {
+    fn count(&self, decision: &Decision, indexer: AibrixIndexer) {
         let model = &decision.model;
-        let using_kv_sync = if matches!(decision.outcome, Outcome::LearnedMatch) { "false" } else { "true" };
+        let using_kv_sync = indexer.using_kv_sync();
         let match_percent_bucket = percent_bucket(decision.pick.matched_tokens, decision.prompt_tokens);
         let labels = DecisionLabels { model: model.clone(), match_percent_bucket, using_kv_sync };
         self.decisions.get_or_create(&labels).inc();
@@ -113,18 +132,18 @@ impl Instruments {
         }
         let labels = LatencyLabels { model: model.clone(), using_kv_sync };
         self.latency.get_or_create(&labels).observe(decision.timings.total.as_secs_f64());
-        for (indexer_type, of_kind) in [("sync", "true"), ("local", "false")] {
+        for (indexer_type, kind) in [("sync", AibrixIndexer::Sync), ("local", AibrixIndexer::Local)] {
             let labels = IndexerLabels { model: model.clone(), indexer_type };
-            self.indexer_status.get_or_create(&labels).set(i64::from(of_kind == using_kv_sync));
+            self.indexer_status.get_or_create(&labels).set(i64::from(kind == indexer));
         }
     }
 }
 
 impl Metrics {
-    /// Counts a decision under AIBrix's names, if that is wanted.
-    pub fn count_for_aibrix(&self, decision: &Decision) {
+    /// Counts a decision of a pool with such an index under AIBrix's names, if that is wanted.
+    pub fn count_for_aibrix(&self, decision: &Decision, indexer: AibrixIndexer) {
         if let Some(aibrix) = &self.aibrix {
-            aibrix.count(decision);
+            aibrix.count(decision, indexer);
         }
     }
 }

@@ -38,6 +38,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::info::Info;
 
+pub use aibrix::AibrixIndexer;
 use catalog::Catalog;
 pub use catalog::{Instrument, Kind};
 pub use discovery::DiscoveryChanges;

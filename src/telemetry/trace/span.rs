@@ -74,6 +74,10 @@ pub mod attribute {
     pub const MATCHED_TOKENS: &str = "warmroute.matched_tokens";
     /// Those of them that lie outside the GPU's memory.
     pub const OFFLOADED_TOKENS: &str = "warmroute.offloaded_tokens";
+    /// Full blocks of the prompt that were looked up.
+    pub const PROMPT_BLOCKS: &str = "warmroute.prompt_blocks";
+    /// Whether Envoy was told the pick: `active`, or `shadow` where it was not.
+    pub const ROLLOUT_MODE: &str = "warmroute.rollout.mode";
     /// Attempts that Envoy made.
     pub const ATTEMPTS: &str = "warmroute.attempts";
 }
@@ -142,6 +146,8 @@ fn declared() -> Span {
         warmroute.rank = Empty,
         warmroute.matched_tokens = Empty,
         warmroute.offloaded_tokens = Empty,
+        warmroute.prompt_blocks = Empty,
+        warmroute.rollout.mode = Empty,
         warmroute.attempts = Empty,
     )
 }
@@ -166,6 +172,7 @@ impl RequestSpan {
             record(attribute::RANK, rank);
         }
         record(attribute::INPUT_TOKENS, *prompt_tokens);
+        record(attribute::PROMPT_BLOCKS, decision.prompt_blocks);
         record(attribute::MATCHED_TOKENS, pick.matched_tokens);
         record(attribute::OFFLOADED_TOKENS, pick.offloaded_tokens);
         record(attribute::CANDIDATES, decision.n_candidates);
@@ -372,6 +379,8 @@ mod tests {
                 attribute::RANK,
                 attribute::MATCHED_TOKENS,
                 attribute::OFFLOADED_TOKENS,
+                attribute::PROMPT_BLOCKS,
+                attribute::ROLLOUT_MODE,
                 attribute::ATTEMPTS,
             ] {
                 assert!(span.has_field(name), "{name}");

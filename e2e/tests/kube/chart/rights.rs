@@ -119,8 +119,8 @@ fn routers_reach_what_the_configuration_names() {
     assert_eq!(egress("gateway", FULLNAME, "null"), strings(["53", "5353", "443", "6443"]), "the API server too");
     assert_eq!(egress("kubernetes", FULLNAME, "\"role\":\"engine\""), strings(["all"]));
     assert_eq!(egress("kubernetes", FULLNAME, "10.96.0.1/32"), strings(["443", "6443"]));
-    // The trace collector, the tokenizer, siblings, and engines whose addresses a name server tells.
-    let named = strings(["53", "5353", "4317", "5557", "5558", "8000", "9090"]);
+    // The collectors of traces and metrics, the tokenizer, siblings, and engines whose addresses a name server tells.
+    let named = strings(["53", "5353", "4317", "4327", "5557", "5558", "8000", "9090"]);
     assert_eq!(egress("everything", "warm", "null"), named);
     assert_eq!(egress("sidecar", FULLNAME, "null"), strings(["53", "5353", "5557", "5558", "8000"]));
 }

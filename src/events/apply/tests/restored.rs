@@ -1,6 +1,9 @@
 //! What a generation knows, taken over by another.
 
 use super::*;
+use crate::routing::endpoint::Endpoint;
+use crate::routing::index::{Clock, KeyspaceKind, Prediction};
+use crate::routing::load::Millis;
 
 /// A generation with something of everything.
 fn full_generation() -> Fixture {
@@ -45,6 +48,31 @@ fn restored_generation_goes_on_as_the_first_one_would() {
     }
     let salted = Engine { tagged: false, ..Engine::default() }.chain(50, 3, None, SALT);
     assert_eq!(second.matched(&salted, KeyKinds::PLAIN | KeyKinds::SALT), 3);
+}
+
+#[test]
+fn what_is_restored_is_not_told_to_those_who_watch() {
+    let mut first = Fixture::new(settings());
+    let salted = Engine { tagged: false, ..Engine::default() }.chain(50, 3, None, SALT);
+    first.apply(std::slice::from_ref(&salted.event));
+    let image = first.applier.image().unwrap();
+    let mut second = Fixture::new(settings());
+    let (keyspace, key) = {
+        let own = first.applier.generation.as_ref().unwrap().own.as_ref().expect("it is salted");
+        let (_, key, _) = own.iter().next().unwrap();
+        let keyspaces = first.index.keyspaces_of(&settings().model);
+        (keyspaces.into_iter().find(|(keyspace, _)| keyspace.kind == KeyspaceKind::Own).unwrap().0, key)
+    };
+    let endpoint = Endpoint::new(second.applier.shared.name.endpoint, ([127, 0, 0, 1], 1).into());
+    let rank = Some(second.applier.shared.name.rank);
+    let prediction = Prediction { chain: &[key], n_held: 1, n_matched: 1, endpoint: &endpoint, rank };
+    let index = second.index.keyspace(&keyspace);
+    let clock = Clock::new(|| Millis(0));
+    let watched = index.watches().watch(&prediction, &Arc::default(), &clock, Millis(0)).expect("there is room");
+    assert!(second.applier.restore(&image));
+    assert_eq!(watched.seen().n_stored_again(), 0);
+    second.apply(std::slice::from_ref(&salted.event));
+    assert_eq!(watched.seen().n_stored_again(), 1, "the engine stores it again");
 }
 
 #[test]

@@ -7,6 +7,10 @@
 //! the same announcement has in front of it, too. The number is exact where one announcement has all the blocks, and
 //! otherwise at least half of it.
 //!
+//! A store says that only while its endpoint's sources know what they knew at the pick: a source that forgets is told all
+//! that is cached once more, which nobody computes. A request that ends in another generation of its endpoint's knowledge
+//! than it was picked in counts in neither sum.
+//!
 //! Besides, the first block that nobody has predicted is watched: when it is stored, the request has begun to be
 //! computed.
 //!
@@ -19,11 +23,11 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Holder, SeededFold, Tier};
-use crate::routing::endpoint::EndpointId;
+use crate::routing::endpoint::{Endpoint, EndpointId, Knowledge};
 use crate::routing::hash::BlockHash;
 use crate::routing::load::Millis;
 
@@ -54,7 +58,8 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// Sums over the requests that were watched. Independent counters, so all accesses are relaxed.
+/// Sums over the requests that were watched, to which a request adds both of its numbers when it has ended where it was
+/// sent. Independent counters, so all accesses are relaxed.
 #[derive(Debug, Default)]
 pub struct PredictionSums {
     n_predicted: AtomicU64,
@@ -67,7 +72,7 @@ impl PredictionSums {
         self.n_predicted.load(Relaxed)
     }
 
-    /// Those of them that were stored again.
+    /// Those of them that were stored again while the requests ran, or soon after.
     pub fn n_stored_again(&self) -> u64 {
         self.n_stored_again.load(Relaxed)
     }
@@ -83,7 +88,7 @@ pub struct Prediction<'a> {
     /// How many of them, from the first on, somebody is expected to have stored: at least those held.
     pub n_matched: u32,
     /// The endpoint that was picked.
-    pub endpoint: EndpointId,
+    pub endpoint: &'a Endpoint,
     /// Its rank that was credited; none where nothing is held.
     pub rank: Option<u32>,
 }
@@ -122,8 +127,13 @@ impl Seen {
 struct Watch {
     endpoint: EndpointId,
     rank: Option<u32>,
+    knowledge: Arc<Knowledge>,
+    /// [`Knowledge::n_generations`] at the pick.
+    n_generations: u32,
     seen: Arc<Seen>,
     sums: Arc<PredictionSums>,
+    /// Whether the request is part of the sums; written and read under the table's lock.
+    is_counted: AtomicBool,
     clock: Clock,
     /// What is to be taken out of the table at the end.
     hashes: Vec<BlockHash>,
@@ -138,7 +148,28 @@ impl Watch {
         }
         let first = position.saturating_sub(n_before).min(*n_predicted);
         let former = first_again.fetch_min(first, Relaxed);
-        self.sums.n_stored_again.fetch_add(u64::from(former.saturating_sub(first)), Relaxed);
+        if self.is_counted.load(Relaxed) {
+            self.sums.n_stored_again.fetch_add(u64::from(former.saturating_sub(first)), Relaxed);
+        }
+    }
+
+    /// Whether its endpoint's sources know what they knew at the pick.
+    fn is_of_this_generation(&self) -> bool {
+        self.knowledge.n_generations() == self.n_generations
+    }
+
+    /// Whether this holder's stores tell of the prediction.
+    fn is_about(&self, holder: Holder) -> bool {
+        self.endpoint == holder.endpoint
+            && self.rank.is_none_or(|rank| rank == holder.rank)
+            && self.is_of_this_generation()
+    }
+
+    /// From now on it is part of the sums.
+    fn count(&self) {
+        self.is_counted.store(true, Relaxed);
+        self.sums.n_predicted.fetch_add(u64::from(self.seen.n_predicted), Relaxed);
+        self.sums.n_stored_again.fetch_add(u64::from(self.seen.n_stored_again()), Relaxed);
     }
 }
 
@@ -193,8 +224,10 @@ impl Watches {
         }
         let hash_at = |position: &u32| prediction.chain[*position as usize];
         let watch = Arc::new(Watch {
-            endpoint: prediction.endpoint,
+            endpoint: prediction.endpoint.id,
             rank: prediction.rank,
+            knowledge: prediction.endpoint.knowledge.clone(),
+            n_generations: prediction.endpoint.knowledge.n_generations(),
             seen: Arc::new(Seen {
                 n_predicted: prediction.n_held,
                 first_again: AtomicU32::new(prediction.n_held),
@@ -202,6 +235,7 @@ impl Watches {
                 first_new_at: AtomicU64::new(NEVER),
             }),
             sums: sums.clone(),
+            is_counted: AtomicBool::new(false),
             clock: clock.clone(),
             hashes: positions.iter().map(hash_at).collect(),
         });
@@ -226,7 +260,8 @@ impl Watches {
     }
 
     /// Positions that are watched.
-    pub fn n_positions(&self) -> usize {
+    #[cfg(test)]
+    fn n_positions(&self) -> usize {
         self.table.n_positions.load(Relaxed)
     }
 }
@@ -259,7 +294,7 @@ impl Table {
                 continue;
             }
             for (position, watch) in self.lock().watched.get(hash).into_iter().flatten() {
-                if watch.endpoint == holder.endpoint && watch.rank.is_none_or(|rank| rank == holder.rank) {
+                if watch.is_about(holder) {
                     watch.stored(*position, u32::try_from(n_before).unwrap_or(u32::MAX));
                 }
             }
@@ -304,16 +339,20 @@ impl Watched {
 
     /// The request has ended where it was sent. What it made its engine store may still be on its way.
     pub fn end(mut self, now: Millis) {
+        if !self.watch.is_of_this_generation() {
+            // What it was told would not be all: it is dropped, and counts in neither sum.
+            return;
+        }
         self.is_over = true;
-        self.watch.sums.n_predicted.fetch_add(u64::from(self.watch.seen.n_predicted), Relaxed);
         let mut inner = self.table.lock();
         self.table.forget_ended(&mut inner, now);
+        self.watch.count();
         inner.ended.push_back((Millis(now.0 + LINGER.0), self.watch.clone()));
     }
 }
 
 impl Drop for Watched {
-    /// The request was not computed where it was sent, or nobody knows the time: it is watched no longer.
+    /// The request was not computed where it was sent, or nobody can tell what became of it: it is watched no longer.
     fn drop(&mut self) {
         if !self.is_over {
             self.table.forget(&mut self.table.lock(), &self.watch);

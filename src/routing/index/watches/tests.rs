@@ -1,4 +1,5 @@
 use super::*;
+use crate::routing::endpoint::SourceKnowledge;
 use crate::routing::hash::BlockSize;
 use crate::routing::index::{IndexLimits, Keyspace, KeyspaceKind, PrefixIndex, SlotWriter};
 
@@ -10,6 +11,7 @@ struct Fixture {
     index: PrefixIndex,
     keyspace: Keyspace,
     slot: SlotWriter,
+    endpoint: Endpoint,
     now: Arc<AtomicU64>,
     sums: Arc<PredictionSums>,
 }
@@ -24,7 +26,14 @@ impl Fixture {
             Keyspace { model: "m".into(), block_size: BlockSize::new(16).expect("not 0"), kind: KeyspaceKind::Own };
         let index = PrefixIndex::new(IndexLimits::default());
         let slot = index.acquire(&keyspace, holder(RANK, Tier::Gpu)).expect("a slot is free");
-        Self { index, keyspace, slot, now: Arc::default(), sums: Arc::default() }
+        Self {
+            index,
+            keyspace,
+            slot,
+            endpoint: Endpoint::new(ENDPOINT, ([127, 0, 0, 1], 1).into()),
+            now: Arc::default(),
+            sums: Arc::default(),
+        }
     }
 
     fn watch(&self, chain: &[BlockHash], n_held: u32) -> Watched {
@@ -33,7 +42,7 @@ impl Fixture {
 
     fn try_watch(&self, chain: &[BlockHash], n_held: u32) -> Option<Watched> {
         let rank = (n_held > 0).then_some(RANK);
-        let prediction = Prediction { chain, n_held, n_matched: n_held, endpoint: ENDPOINT, rank };
+        let prediction = Prediction { chain, n_held, n_matched: n_held, endpoint: &self.endpoint, rank };
         let now = self.now.clone();
         let clock = Clock::new(move || Millis(now.load(Relaxed)));
         let index = self.index.keyspace(&self.keyspace);
@@ -59,6 +68,7 @@ fn one_announcement_tells_exactly_how_many_blocks_were_stored_again() {
             let watched = fixture.watch(&chain, n_held);
             fixture.slot.store(&chain[first as usize..]);
             assert_eq!(watched.seen().n_stored_again(), n_held - first, "{first} of {n_held}");
+            watched.end(Millis(0));
             assert_eq!(fixture.sums.n_stored_again(), u64::from(n_held - first));
         }
     }
@@ -73,7 +83,9 @@ fn blocks_that_are_announced_one_by_one_are_counted_to_at_least_a_half() {
         for block in chain[first as usize..].chunks(1) {
             fixture.slot.store(block);
         }
-        let (found, really) = (watched.seen().n_stored_again(), 100 - first);
+        let seen = watched.seen().clone();
+        watched.end(Millis(0));
+        let (found, really) = (seen.n_stored_again(), 100 - first);
         assert!(found <= really && 2 * found >= really, "found {found} of {really}");
         assert_eq!(fixture.sums.n_stored_again(), u64::from(found), "nothing counts twice");
     }
@@ -116,7 +128,10 @@ fn a_request_is_watched_for_a_while_after_its_end() {
     let mut fixture = Fixture::new();
     let in_time = fixture.watch(&chain, 8);
     let seen = in_time.seen().clone();
+    fixture.slot.store(&chain[7..]);
+    assert_eq!((fixture.sums.n_predicted(), fixture.sums.n_stored_again()), (0, 0), "both are counted at the end");
     in_time.end(Millis(100));
+    assert_eq!((fixture.sums.n_predicted(), fixture.sums.n_stored_again()), (8, 1));
     fixture.slot.store(&chain[6..]);
     assert_eq!(seen.n_stored_again(), 2);
     assert_eq!((fixture.sums.n_predicted(), fixture.sums.n_stored_again()), (8, 2));
@@ -134,7 +149,10 @@ fn a_request_is_watched_for_a_while_after_its_end() {
 fn a_request_that_was_not_computed_there_counts_in_no_sum() {
     let chain = chain(8);
     let mut fixture = Fixture::new();
-    drop(fixture.watch(&chain, 8));
+    let elsewhere = fixture.watch(&chain, 8);
+    fixture.slot.store(&chain[4..]);
+    assert_eq!(elsewhere.seen().n_stored_again(), 4);
+    drop(elsewhere);
     fixture.slot.store(&chain);
     assert_eq!((fixture.n_positions(), fixture.sums.n_predicted(), fixture.sums.n_stored_again()), (0, 0, 0));
 }
@@ -162,4 +180,23 @@ fn table_is_bounded_and_a_request_without_room_is_not_watched() {
     assert!(fixture.try_watch(&chain, 1 << 12).is_some());
     drop(watched);
     assert_eq!(fixture.n_positions(), 0);
+}
+
+#[test]
+fn what_a_source_is_told_once_more_after_it_has_forgotten_is_not_stored_again() {
+    let chain = chain(8);
+    let mut fixture = Fixture::new();
+    let (running, ended) = (fixture.watch(&chain, 8), fixture.watch(&chain, 8));
+    let seen = [running.seen().clone(), ended.seen().clone()];
+    ended.end(Millis(0));
+    drop(SourceKnowledge::new(fixture.endpoint.knowledge.clone()));
+    fixture.slot.store(&chain);
+    assert_eq!(seen.map(|seen| seen.n_stored_again()), [0, 0]);
+    assert_eq!((fixture.sums.n_predicted(), fixture.sums.n_stored_again()), (8, 0));
+    running.end(Millis(0));
+    assert_eq!(fixture.sums.n_predicted(), 8, "nobody can tell what became of it");
+
+    let next = fixture.watch(&chain, 8);
+    fixture.slot.store(&chain);
+    assert_eq!(next.seen().n_stored_again(), 8, "the new generation tells of those that were picked in it");
 }
