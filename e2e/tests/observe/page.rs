@@ -16,6 +16,7 @@ const TOKEN: &str = "a-token-for-the-page";
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy (cargo e2e tools) and Debian's chromium and chromium-driver"]
 async fn page_shows_what_the_router_does() {
+    let _turn = crate::TURN.lock().await;
     let live = Live::start(&[]).await;
     let browser = Browser::start(live.dir.path()).await;
     browser.open(&live.admin()).await;
@@ -75,6 +76,7 @@ async fn make_a_dry_run(browser: &Browser) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy (cargo e2e tools) and Debian's chromium and chromium-driver"]
 async fn page_asks_for_the_token_that_the_router_asks_for() {
+    let _turn = crate::TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     std::fs::write(&file, TOKEN).unwrap();

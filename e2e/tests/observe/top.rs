@@ -85,6 +85,7 @@ fn rows(screen: &str, live: &Live) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy (cargo e2e tools) and Debian's tmux"]
 async fn top_shows_the_router_until_it_is_left() {
+    let _turn = crate::TURN.lock().await;
     let mut live = Live::start(&[]).await;
     let terminal = Terminal::start(live.dir.path()).await;
     let command = format!("{} top {} --interval {}ms", live.binary.display(), live.admin(), INTERVAL.as_millis());

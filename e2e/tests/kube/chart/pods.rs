@@ -87,7 +87,7 @@ fn a_change_of_the_configuration_replaces_the_pods_and_one_of_the_chart_does_not
         object(&objects, "Deployment", FULLNAME)["spec"]["template"].clone()
     };
     let before = template(&chart(), &[]);
-    for changed in ["config.log.filter=debug", "envoySidecar.engines.port=8001"] {
+    for changed in ["config.shutdown.grace=11s", "envoySidecar.engines.port=8001"] {
         assert_ne!(
             template(&chart(), &[changed])["metadata"]["annotations"],
             before["metadata"]["annotations"],

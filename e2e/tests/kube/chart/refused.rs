@@ -69,12 +69,12 @@ const BY_TEMPLATES: [(&str, &[&str], &str); 30] = [
         "config.selection.header: found target-pod, expected a name that begins with x-",
     ),
     (
-        "original_dst",
+        "original-dst",
         &["config.rollout.mode=off"],
         "config.rollout: found off, expected active for all requests, since Envoy cannot pick by itself",
     ),
     (
-        "original_dst",
+        "original-dst",
         &["config.models[0].rollout.percent=0"],
         "config.rollout: found 0 percent, expected active for all requests",
     ),
