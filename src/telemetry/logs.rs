@@ -3,7 +3,7 @@
 //! What is logged is configured, down to `trace`; but no filter lets a line through that could hold what a client sent.
 //! Our own modules never write that. The libraries that carry it do: at `debug` and `trace` h2, hyper, tonic and reqwest
 //! write headers, frames and buffers. So no crate but ours says more than `info`, except those that never see a
-//! request, whose details are of use ([`MAY_DEBUG`]): a library that comes later is quiet unless it is put there.
+//! request, whose details are of use (`MAY_DEBUG`): a library that comes later is quiet unless it is put there.
 //! Spans are no part of log lines, for the same reason.
 
 use std::io::IsTerminal as _;
