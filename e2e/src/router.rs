@@ -193,17 +193,26 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env_path("E2E_WARMROUTE_BIN") {
         return Ok(path);
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut command = cargo();
-    command.current_dir(root).args(["build", "--package", "warmroute", "--bin", "warmroute"]);
-    command.arg("--message-format=json-render-diagnostics");
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    if cfg!(debug_assertions) {
+        // As the workspace's tests are built: `cargo build` has other features, and would compile most dependencies again.
+        command.args(["test", "--no-run", "--workspace", "--test", "configuration"]);
+    } else {
+        command.args(["build", "--release", "--package", "warmroute", "--bin", "warmroute"]);
     }
+    command.arg("--message-format=json-render-diagnostics");
     let messages = run(&mut command)?;
-    let messages = messages.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut executables = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
-    executables.next().context("cargo build named no executable")
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut executables = messages.filter_map(|message| executable(&message));
+    executables.next().context("cargo named no executable")
+}
+
+/// The router's binary, if this is cargo's message of having it.
+fn executable(message: &Value) -> Option<PathBuf> {
+    let is_router = message["target"]["name"] == "warmroute" && message["target"]["kind"] == json!(["bin"]);
+    let is_test = message["profile"]["test"] == true;
+    Some(PathBuf::from(message["executable"].as_str().filter(|_| is_router && !is_test)?))
 }
 
 fn config(options: &RouterOptions, extproc: SocketAddr, admin: SocketAddr) -> Value {
