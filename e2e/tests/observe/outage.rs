@@ -1,8 +1,8 @@
 //! A collector that is gone, or that takes connections and answers nothing, costs requests nothing and little memory.
 //!
 //! The machine may be busy with other things, so windows with and without the collector alternate, and what they differ
-//! by without any reason, from one good window to the next, is what they may differ by beyond the 5 % that are asked
-//! for. A request that waits for an export waits seconds, which no such noise hides.
+//! by without any reason, among the good windows but the best and the worst, is what they may differ by beyond the 5 %
+//! that are asked for. A request that waits for an export waits seconds, which no such noise hides.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ async fn requests_do_not_feel_that_the_collector_is_killed_or_silent() {
     let after = resident(&setup.stack);
 
     let usual = median(&good);
-    let noise = *good.iter().max().unwrap() - *good.iter().min().unwrap();
+    let noise = noise(&good);
     let bound = usual.mul_f64(1.05) + noise;
     println!("p99 in windows with the collector: {good:?}, median {usual:?}, noise {noise:?}");
     println!("killed: {killed:?}, median {:?}; silent: {silent:?}, median {:?}", median(&killed), median(&silent));
@@ -135,6 +135,13 @@ fn median(windows: &[Duration]) -> Duration {
     let mut sorted = windows.to_vec();
     sorted.sort_unstable();
     sorted[sorted.len() / 2]
+}
+
+/// How far windows of one kind lie apart. One that had the machine against it, or for itself, says nothing of the others.
+fn noise(windows: &[Duration]) -> Duration {
+    let mut sorted = windows.to_vec();
+    sorted.sort_unstable();
+    sorted[sorted.len() - 2] - sorted[1]
 }
 
 fn resident(stack: &Stack) -> u64 {
