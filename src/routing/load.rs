@@ -119,8 +119,14 @@ pub struct InFlight {
 impl InFlight {
     /// Counts a request that was just picked for `endpoint`.
     pub fn new(endpoint: Arc<Endpoint>, now: Millis) -> Self {
-        endpoint.load.in_flight.fetch_add(1, Relaxed);
         endpoint.load.begin_trial(now);
+        Self::serving(endpoint, now)
+    }
+
+    /// Counts a request that `endpoint` already serves. Nobody chose it as a trial, and what came of it is known: that
+    /// others keep away for another time would rest on nothing.
+    pub fn serving(endpoint: Arc<Endpoint>, now: Millis) -> Self {
+        endpoint.load.in_flight.fetch_add(1, Relaxed);
         Self { endpoint, picked_at: now }
     }
 
@@ -197,5 +203,17 @@ mod tests {
         assert!(endpoint.load.is_avoided(Millis(2_499)) && !endpoint.load.is_avoided(Millis(2_500)));
         assert!(endpoint.load.failed(Millis(1_500), Millis(1_600)), "the trial's own failure counts");
         assert!(endpoint.load.is_avoided(Millis(3_599)) && !endpoint.load.is_avoided(Millis(3_600)));
+    }
+
+    #[test]
+    fn a_request_that_is_served_already_is_no_trial() {
+        let endpoint = endpoint(1);
+        endpoint.load.failed(Millis(0), Millis(100));
+        assert!(!endpoint.load.failed(Millis(50), Millis(900)), "it was under way");
+        let serving = InFlight::serving(endpoint.clone(), Millis(900));
+        assert_eq!(endpoint.load.avoided_for(Millis(900)), Some(Millis(200)), "as long as after the failure");
+        assert_eq!(endpoint.load.in_flight(), 1);
+        drop(serving);
+        assert_eq!(endpoint.load.in_flight(), 0);
     }
 }

@@ -70,10 +70,24 @@ impl Lookup {
     /// Notes what the picked endpoint is going to hold: in the keyspace in which it holds something, since its source
     /// writes there; where that is not known, in each.
     pub(super) fn promise(&self, pool: &Pool, endpoint: &Arc<Endpoint>, now: Millis) -> Vec<Promised> {
+        let promise =
+            |chain: &Chain| chain.promises(pool).promise(&chain.hashes, chain.n_held(endpoint.id), endpoint, now);
+        self.promise_by(endpoint, promise)
+    }
+
+    /// The same for an endpoint that nobody picked, and that serves the request by now.
+    pub(super) fn promise_served(&self, pool: &Pool, endpoint: &Arc<Endpoint>, now: Millis) -> Vec<Promised> {
+        let promise = |chain: &Chain| {
+            chain.promises(pool).promise_served(&chain.hashes, chain.n_held(endpoint.id), endpoint, now)
+        };
+        self.promise_by(endpoint, promise)
+    }
+
+    fn promise_by(&self, endpoint: &Endpoint, promise: impl Fn(&Chain) -> Option<Promised>) -> Vec<Promised> {
         let most_held = self.chains.iter().max_by_key(|chain| chain.n_held(endpoint.id) * chain.block_size.get());
         match most_held.filter(|chain| chain.n_held(endpoint.id) > 0) {
-            Some(chain) => chain.promise(pool, endpoint, now).into_iter().collect(),
-            None => self.chains.iter().filter_map(|chain| chain.promise(pool, endpoint, now)).collect(),
+            Some(chain) => promise(chain).into_iter().collect(),
+            None => self.chains.iter().filter_map(promise).collect(),
         }
     }
 }
@@ -126,10 +140,10 @@ impl Chain {
         self.held.iter().filter(|(holder, _)| *holder == endpoint).map(|(_, n_blocks)| *n_blocks).max().unwrap_or(0)
     }
 
-    /// What is only promised is promised again: it is the picks that keep a learned block from being forgotten.
-    fn promise(&self, pool: &Pool, endpoint: &Arc<Endpoint>, now: Millis) -> Option<Promised> {
-        let promises = self.keyspace.as_ref().map_or(&pool.learned, |keyspace| keyspace.promises());
-        promises.promise(&self.hashes, self.n_held(endpoint.id), endpoint, now)
+    /// Where its blocks are promised. What is only promised is promised again: it is the picks that keep a learned block
+    /// from being forgotten.
+    fn promises<'a>(&'a self, pool: &'a Pool) -> &'a Promises {
+        self.keyspace.as_ref().map_or(&pool.learned, |keyspace| keyspace.promises())
     }
 }
 

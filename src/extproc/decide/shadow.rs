@@ -2,7 +2,8 @@
 //!
 //! Nothing that later decisions rest on may come of a pick that nobody follows: it is not in flight, promises nothing
 //! and proves nothing about its endpoint. Who really serves is named by the response; from then on that request counts
-//! there, and its blocks are promised there, as far as they were not known to be held when the decision was made.
+//! there, and its blocks are promised there, as far as they were not known to be held when the decision was made. Events of
+//! them have mostly come by then and confirm nothing any more, so they count for the time to linger at most.
 
 use std::sync::Arc;
 
@@ -79,8 +80,8 @@ impl Shadowed {
     fn serving_by(&self, server: Arc<Endpoint>, status: u16, lookup: Option<&Lookup>, now: Millis) -> Serving {
         // It computes nothing for a request that it, or Envoy, has refused.
         let computing = lookup.filter(|_| status < 400);
-        let promised = computing.map(|lookup| lookup.promise(&self.pool, &server, now)).unwrap_or_default();
-        Serving::By { _in_flight: InFlight::new(server, now), promised }
+        let promised = computing.map(|lookup| lookup.promise_served(&self.pool, &server, now)).unwrap_or_default();
+        Serving::By { _in_flight: InFlight::serving(server, now), promised }
     }
 
     /// The request has ended.

@@ -2,6 +2,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::*;
+use crate::extproc::message::Served;
 use crate::extproc::report::Reports;
 use crate::extproc::rollout::{Mode, Rollout, Switch};
 use crate::request::ReadOptions;
@@ -209,6 +210,46 @@ async fn a_block_that_is_stored_again_is_seen_in_the_decision_and_in_the_sums() 
     routed.end(fixture.router.now());
     let row = fixture.router.prediction_rows().remove(0);
     assert_eq!((row.n_predicted, row.n_stored_again, fixture.router.totals().stored_again_blocks), (3, 2, 2));
+}
+
+#[tokio::test]
+async fn what_is_promised_in_shadow_when_the_response_comes_counts_for_the_time_to_linger() {
+    let (fixture, _slot) = synced();
+    fixture.pool.rollout.set(Rollout { mode: Mode::Shadow, ..Rollout::default() });
+    let body = json!({ "model": "tiny", "prompt": TOKENS }).to_string();
+    let Verdict::Shadow(mut shadowed) = fixture.router.decide(&head(), body.as_bytes()).await.verdict else {
+        panic!("it is in shadow")
+    };
+    let server = fixture.endpoint(1);
+    let served = Served { status: 200, address: Some(server.address), n_attempts: Some(1) };
+    let at = Millis(1_000);
+    shadowed.served(&served, at, fixture.router.metrics());
+    let (keyspace, index) = fixture.index.keyspaces_of("tiny").remove(0);
+    let chain = fixture.pool.chain(&keyspace, &TOKENS, &Scope::default());
+    let counts = |now: u64| {
+        let mut found = Vec::new();
+        index.promises().extend(&chain, std::iter::empty(), Millis(now), &mut found);
+        !found.is_empty()
+    };
+    let linger = PromiseLimits::SPECULATIVE.linger.0;
+    assert!(counts(at.0 + linger - 1));
+    assert!(!counts(at.0 + linger), "its events have mostly come before, and will not come again");
+}
+
+#[tokio::test]
+async fn a_late_failure_in_shadow_keeps_nobody_away_for_longer() {
+    let fixture = Fixture::new(None);
+    fixture.pool.rollout.set(Rollout { mode: Mode::Shadow, ..Rollout::default() });
+    let body = json!({ "model": "tiny", "prompt": TOKENS }).to_string();
+    let Verdict::Shadow(mut shadowed) = fixture.router.decide(&head(), body.as_bytes()).await.verdict else {
+        panic!("it is in shadow")
+    };
+    let server = fixture.endpoint(1);
+    server.load.failed(Millis(5_000), Millis(5_000));
+    let served = Served { status: 503, address: Some(server.address), n_attempts: Some(1) };
+    shadowed.served(&served, Millis(5_900), fixture.router.metrics());
+    assert_eq!(server.load.avoided_for(Millis(5_900)), Some(Millis(100)));
+    assert_eq!(server.load.in_flight(), 1);
 }
 
 #[tokio::test]

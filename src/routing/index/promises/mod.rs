@@ -16,7 +16,8 @@
 //! later pick renews it once half of its life is over, and otherwise relies on it. What is in doubt is counted too low.
 //! Only where the event of a block comes between the lookup and the promise nobody confirms the promise any more:
 //! should the engine remove the block, it counts until the promise ends by time. A request that turns out to be served
-//! elsewhere mostly is that case, so there its blocks count for the time to linger at most.
+//! elsewhere, or where nobody was told our pick, mostly is that case, so there its blocks count for the time to linger
+//! at most.
 //!
 //! Newer promises always find room: while the table is full, the oldest end, in the order of their picks. Blocks that
 //! are still in use stay, for a pick also renews those whose promises are in the older half of what the table can hold.
@@ -71,6 +72,11 @@ impl PromiseLimits {
     /// for a pick renews what is in the second half of its life, or until newer blocks need the room. The request's end
     /// changes nothing. The blocks take about 80 MB, and 200 MB if each promise has only one.
     pub const LEARNED: Self = Self { cap: Millis(1_200_000), linger: Millis(1_200_000), n_blocks: 1 << 20 };
+
+    /// Longest that a promise counts that is made when the request is being served.
+    fn served_life(self) -> Millis {
+        self.cap.min(self.linger)
+    }
 }
 
 /// Blocks that endpoints are expected to hold. See the module.
@@ -93,9 +99,32 @@ impl Promises {
     /// None when nothing was to be promised, the endpoint has several ranks, or the table has no room for the first of
     /// the blocks.
     pub fn promise(&self, chain: &[BlockHash], n_held: u32, endpoint: &Arc<Endpoint>, now: Millis) -> Option<Promised> {
+        self.promise_for(self.table.limits().cap, chain, n_held, endpoint, now)
+    }
+
+    /// The same for a request that turns out to be served by an endpoint that nobody picked. Events of its blocks mostly
+    /// came before, and will not come again to confirm anything, so it counts for no longer than after a request's end.
+    pub fn promise_served(
+        &self,
+        chain: &[BlockHash],
+        n_held: u32,
+        endpoint: &Arc<Endpoint>,
+        now: Millis,
+    ) -> Option<Promised> {
+        self.promise_for(self.table.limits().served_life(), chain, n_held, endpoint, now)
+    }
+
+    fn promise_for(
+        &self,
+        life: Millis,
+        chain: &[BlockHash],
+        n_held: u32,
+        endpoint: &Arc<Endpoint>,
+        now: Millis,
+    ) -> Option<Promised> {
         let may_promise = |lacking: &&[BlockHash]| !lacking.is_empty() && has_one_cache(endpoint);
         let lacking = chain.get(n_held as usize..).filter(may_promise)?;
-        let promise = self.table.new_promise(endpoint, now, self.table.limits().cap);
+        let promise = self.table.new_promise(endpoint, now, life);
         let n_promised = self.table.insert(lacking, &promise, now);
         (n_promised > 0).then(|| {
             self.table.count_promise();
@@ -195,8 +224,7 @@ impl Promised {
             return;
         }
         self.promise.void();
-        let PromiseLimits { cap, linger, .. } = self.table.limits();
-        self.promise = self.table.new_promise(endpoint, now, cap.min(linger));
+        self.promise = self.table.new_promise(endpoint, now, self.table.limits().served_life());
         if has_one_cache(endpoint) {
             self.table.insert(&self.chain, &self.promise, now);
         }
