@@ -33,11 +33,12 @@ impl Settled {
     }
 }
 
-/// Moves the in-flight count to the endpoint that served, and avoids the one that did not. Says also whether that
+/// Notes that the response came, moves the in-flight count to the endpoint that served, and avoids the one that did not. Says also whether that
 /// begins a time of avoidance.
 pub fn settle(routed: &mut Routed, served: &Served, now: Millis) -> (Settled, bool) {
     let picked = routed.decision.pick.endpoint.clone();
     let picked_at = routed.in_flight.picked_at();
+    routed.is_served = true;
     let settled = judge(&picked, served);
     if settled == Settled::AsPicked {
         // Envoy's own answer, such as a 413, tells nothing of the endpoint.
@@ -153,7 +154,7 @@ mod tests {
         let in_flight = InFlight::new(endpoints[0].clone(), Millis(0));
         let promised = pool.learned.promise(&[BlockHash(1)], 0, &endpoints[0], Millis(0)).into_iter().collect();
         let pool = Arc::new(pool);
-        (Routed { decision, in_flight, promised, watched: None, pool, steered_rank: None }, endpoints)
+        (Routed { decision, in_flight, promised, watched: None, is_served: false, pool, steered_rank: None }, endpoints)
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Router {
         };
         let picked = choice.filter(|_| mode != Mode::Off).ok_or_else(nobody).map(|choice| {
             let decision = decision(&considered.target, choice, &considered.lookup);
-            let timings = timer.concluded();
+            let timings = timer.picked();
             Picked { timings, ..Picked::of(&decision) }
         });
         DryRun {

@@ -174,9 +174,8 @@ impl Router {
         if let Verdict::Leave(leave) = answer.verdict {
             answer.verdict = self.left(leave);
         }
-        let timings = timer.concluded();
         if let Some(decision) = answer.verdict.decision_mut() {
-            decision.timings = timings;
+            decision.timings = timer.picked();
         }
         self.count(&answer.verdict);
         self.totals.count(&answer.verdict);
@@ -357,7 +356,15 @@ impl Router {
         let decision = decision(target, choice, lookup);
         self.record(&decision, lookup, Mode::Active);
         let pool = target.pool.clone();
-        Verdict::Route(Box::new(Routed { decision, in_flight, promised, watched, pool, steered_rank }))
+        Verdict::Route(Box::new(Routed {
+            decision,
+            in_flight,
+            promised,
+            watched,
+            is_served: false,
+            pool,
+            steered_rank,
+        }))
     }
 
     fn count(&self, verdict: &Verdict) {

@@ -199,7 +199,7 @@ async fn a_dry_run_says_what_the_decision_does_for_1000_random_requests_and_chan
 async fn a_block_that_is_stored_again_is_seen_in_the_decision_and_in_the_sums() {
     let fixture = Fixture::new(None);
     let mut slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 3);
-    let routed = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
+    let mut routed = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
     let seen = routed.watched.as_ref().expect("it is watched").seen().clone();
     assert_eq!((seen.n_predicted(), seen.n_stored_again()), (3, 0));
     let keyspace =
@@ -207,9 +207,50 @@ async fn a_block_that_is_stored_again_is_seen_in_the_decision_and_in_the_sums() 
     slot.store(&fixture.pool.chain(&keyspace, &TOKENS, &Scope::default())[1..]);
     assert_eq!(seen.n_stored_again(), 2);
     assert!(seen.first_new_after().is_some());
+    routed.is_served = true;
     routed.end(fixture.router.now());
     let row = fixture.router.prediction_rows().remove(0);
     assert_eq!((row.n_predicted, row.n_stored_again, fixture.router.totals().stored_again_blocks), (3, 2, 2));
+    assert!(seen.is_known());
+}
+
+#[tokio::test]
+async fn a_request_that_is_given_up_before_its_response_is_no_prediction_that_came_true() {
+    let fixture = Fixture::new(None);
+    let _slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 3);
+    let routed = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
+    let seen = routed.watched.as_ref().expect("it is watched").seen().clone();
+    routed.end(fixture.router.now());
+    let row = fixture.router.prediction_rows().remove(0);
+    assert_eq!((row.n_predicted, row.n_stored_again), (0, 0));
+    assert!(!seen.is_known(), "whether it was computed");
+}
+
+#[tokio::test]
+async fn only_requests_for_which_somebody_is_picked_are_in_the_time_of_a_decision() {
+    let fixture = Fixture::new(None);
+    let n_timed = async |model: &str, mode, beginning: bool| {
+        fixture.pool.rollout.set(Rollout { mode, ..Rollout::default() });
+        let body = json!({ "model": model, "prompt": TOKENS }).to_string();
+        if beginning {
+            drop(fixture.router.decide_by_beginning(&head(), body.as_bytes()));
+        } else {
+            drop(fixture.router.decide(&head(), body.as_bytes()).await);
+        }
+        let text = fixture.router.metrics().encode();
+        let count = text.lines().find_map(|line| line.strip_prefix("warmroute_decision_duration_seconds_count "));
+        count.expect("it is always there").parse::<u64>().expect("a count")
+    };
+    for (model, mode, expected) in [
+        ("tiny", Mode::Off, 0),
+        ("nobody's", Mode::Active, 0),
+        ("tiny", Mode::Active, 2),
+        ("tiny", Mode::Shadow, 4),
+        ("tiny", Mode::Off, 4),
+    ] {
+        n_timed(model, mode, false).await;
+        assert_eq!(n_timed(model, mode, true).await, expected, "{model} {mode:?}");
+    }
 }
 
 #[tokio::test]

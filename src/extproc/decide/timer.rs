@@ -42,8 +42,9 @@ impl<'a> Timer<'a> {
         value
     }
 
-    /// The decision is made.
-    pub(super) fn concluded(mut self) -> Timings {
+    /// Somebody is picked. What is left or refused is dropped instead: it often takes a fraction of the time, and would
+    /// hide what decisions take.
+    pub(super) fn picked(mut self) -> Timings {
         self.timings.total = self.started.elapsed();
         if let Some(metrics) = self.metrics {
             metrics.observe_decision(self.timings.total);

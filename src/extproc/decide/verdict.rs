@@ -56,6 +56,8 @@ pub struct Routed {
     pub promised: Vec<Promised>,
     /// Tells whether the endpoint holds what it was said to hold; none where no events tell.
     pub watched: Option<Watched>,
+    /// Whether the response has come.
+    pub is_served: bool,
     /// The pool it was picked from.
     pub pool: Arc<Pool>,
     /// The data-parallel rank that the engine is told to use.
@@ -80,7 +82,9 @@ impl Routed {
     /// The request has ended.
     pub fn end(self, now: Millis) {
         self.promised.into_iter().for_each(|promised| promised.end(now));
-        if let Some(watched) = self.watched {
+        // One that was given up before its response may never have reached the engine: that nothing was stored again is
+        // no sign of a prediction that came true.
+        if let Some(watched) = self.watched.filter(|_| self.is_served) {
             watched.end(now);
         }
     }

@@ -280,7 +280,7 @@ impl LaterView {
             attempts: n_attempts,
             settled: settled.map(|settled| settled.as_str()),
             ended_after_ms: ended_after.map(millis),
-            blocks_stored_again: record.seen.as_ref().map(|seen| seen.n_stored_again()),
+            blocks_stored_again: record.seen.as_ref().filter(|seen| seen.is_known()).map(|seen| seen.n_stored_again()),
             first_block_after_ms: record.seen.as_ref().and_then(|seen| seen.first_new_after()).map(|after| after.0),
         }
     }

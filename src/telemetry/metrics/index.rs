@@ -72,7 +72,7 @@ impl Row for PromiseRow {
 pub struct PredictionRow {
     /// Model name, as configured.
     pub model: Arc<str>,
-    /// Blocks that picked endpoints were said to hold, of requests that have ended there.
+    /// Blocks that picked endpoints were said to hold, of requests that were served there and have ended.
     pub n_predicted: u64,
     /// Those of them that were stored again.
     pub n_stored_again: u64,
@@ -83,7 +83,7 @@ impl Row for PredictionRow {
     const SERIES: &'static [Series<Self>] = &[
         Series::counter(
             "predicted_blocks",
-            "Blocks that picked endpoints were said to hold, of requests that have ended there",
+            "Blocks that picked endpoints were said to hold, of requests that were served there and have ended",
             |row| row.n_predicted,
         ),
         Series::counter(

@@ -72,7 +72,7 @@ impl Instruments {
             fallbacks: c.add("fallbacks", "Picks by load alone, by what kept the index out", &[FALLBACK_REASON]),
             decision_duration: c.add_seconds(
                 "decision_duration",
-                "Time from the complete request body to the pick, tokenization included",
+                "Time from the complete request body to the pick, tokenization included, of requests for which somebody was picked",
                 &[],
                 histogram(),
             ),

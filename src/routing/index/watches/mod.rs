@@ -96,6 +96,14 @@ pub struct Prediction<'a> {
 /// What became of a prediction, as far as it is known.
 #[derive(Debug)]
 pub struct Seen {
+    /// Of the endpoint that was picked.
+    knowledge: Arc<Knowledge>,
+    /// [`Knowledge::n_generations`] at the pick.
+    n_generations: u32,
+    /// Whether the request was watched until its end and so is part of the sums; changed under the table's lock.
+    is_counted: AtomicBool,
+    /// Whether it is no longer watched because nobody could have told anything by what is stored.
+    is_given_up: AtomicBool,
     n_predicted: u32,
     /// Position of the first predicted block that was stored again; the number of predicted ones where none was.
     first_again: AtomicU32,
@@ -110,7 +118,18 @@ impl Seen {
         self.n_predicted
     }
 
-    /// How many of them were stored again.
+    /// Whether [`Self::n_stored_again`] says anything: not of a request that was not computed where it was sent, and not
+    /// if another generation of what is known of the endpoint began before its end.
+    pub fn is_known(&self) -> bool {
+        self.is_counted.load(Relaxed) || (!self.is_given_up.load(Relaxed) && self.is_of_this_generation())
+    }
+
+    /// Whether the endpoint's sources know what they knew at the pick.
+    fn is_of_this_generation(&self) -> bool {
+        self.knowledge.n_generations() == self.n_generations
+    }
+
+    /// How many of them were stored again, where that [is known](Self::is_known).
     pub fn n_stored_again(&self) -> u32 {
         self.n_predicted - self.first_again.load(Relaxed)
     }
@@ -127,13 +146,8 @@ impl Seen {
 struct Watch {
     endpoint: EndpointId,
     rank: Option<u32>,
-    knowledge: Arc<Knowledge>,
-    /// [`Knowledge::n_generations`] at the pick.
-    n_generations: u32,
     seen: Arc<Seen>,
     sums: Arc<PredictionSums>,
-    /// Whether the request is part of the sums; written and read under the table's lock.
-    is_counted: AtomicBool,
     clock: Clock,
     /// What is to be taken out of the table at the end.
     hashes: Vec<BlockHash>,
@@ -148,26 +162,21 @@ impl Watch {
         }
         let first = position.saturating_sub(n_before).min(*n_predicted);
         let former = first_again.fetch_min(first, Relaxed);
-        if self.is_counted.load(Relaxed) {
+        if self.seen.is_counted.load(Relaxed) {
             self.sums.n_stored_again.fetch_add(u64::from(former.saturating_sub(first)), Relaxed);
         }
-    }
-
-    /// Whether its endpoint's sources know what they knew at the pick.
-    fn is_of_this_generation(&self) -> bool {
-        self.knowledge.n_generations() == self.n_generations
     }
 
     /// Whether this holder's stores tell of the prediction.
     fn is_about(&self, holder: Holder) -> bool {
         self.endpoint == holder.endpoint
             && self.rank.is_none_or(|rank| rank == holder.rank)
-            && self.is_of_this_generation()
+            && self.seen.is_of_this_generation()
     }
 
     /// From now on it is part of the sums.
     fn count(&self) {
-        self.is_counted.store(true, Relaxed);
+        self.seen.is_counted.store(true, Relaxed);
         self.sums.n_predicted.fetch_add(u64::from(self.seen.n_predicted), Relaxed);
         self.sums.n_stored_again.fetch_add(u64::from(self.seen.n_stored_again()), Relaxed);
     }
@@ -226,16 +235,17 @@ impl Watches {
         let watch = Arc::new(Watch {
             endpoint: prediction.endpoint.id,
             rank: prediction.rank,
-            knowledge: prediction.endpoint.knowledge.clone(),
-            n_generations: prediction.endpoint.knowledge.n_generations(),
             seen: Arc::new(Seen {
+                knowledge: prediction.endpoint.knowledge.clone(),
+                n_generations: prediction.endpoint.knowledge.n_generations(),
+                is_counted: AtomicBool::new(false),
+                is_given_up: AtomicBool::new(false),
                 n_predicted: prediction.n_held,
                 first_again: AtomicU32::new(prediction.n_held),
                 picked_at: now,
                 first_new_at: AtomicU64::new(NEVER),
             }),
             sums: sums.clone(),
-            is_counted: AtomicBool::new(false),
             clock: clock.clone(),
             hashes: positions.iter().map(hash_at).collect(),
         });
@@ -339,7 +349,7 @@ impl Watched {
 
     /// The request has ended where it was sent. What it made its engine store may still be on its way.
     pub fn end(mut self, now: Millis) {
-        if !self.watch.is_of_this_generation() {
+        if !self.watch.seen.is_of_this_generation() {
             // What it was told would not be all: it is dropped, and counts in neither sum.
             return;
         }
@@ -355,6 +365,7 @@ impl Drop for Watched {
     /// The request was not computed where it was sent, or nobody can tell what became of it: it is watched no longer.
     fn drop(&mut self) {
         if !self.is_over {
+            self.watch.seen.is_given_up.store(true, Relaxed);
             self.table.forget(&mut self.table.lock(), &self.watch);
         }
     }

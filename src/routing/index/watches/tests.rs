@@ -152,7 +152,10 @@ fn a_request_that_was_not_computed_there_counts_in_no_sum() {
     let elsewhere = fixture.watch(&chain, 8);
     fixture.slot.store(&chain[4..]);
     assert_eq!(elsewhere.seen().n_stored_again(), 4);
+    let seen = elsewhere.seen().clone();
+    assert!(seen.is_known());
     drop(elsewhere);
+    assert!(!seen.is_known());
     fixture.slot.store(&chain);
     assert_eq!((fixture.n_positions(), fixture.sums.n_predicted(), fixture.sums.n_stored_again()), (0, 0, 0));
 }
@@ -191,7 +194,8 @@ fn what_a_source_is_told_once_more_after_it_has_forgotten_is_not_stored_again() 
     ended.end(Millis(0));
     drop(SourceKnowledge::new(fixture.endpoint.knowledge.clone()));
     fixture.slot.store(&chain);
-    assert_eq!(seen.map(|seen| seen.n_stored_again()), [0, 0]);
+    assert_eq!(seen.each_ref().map(|seen| seen.n_stored_again()), [0, 0]);
+    assert_eq!(seen.map(|seen| seen.is_known()), [false, true], "what has ended before was watched as long as it ran");
     assert_eq!((fixture.sums.n_predicted(), fixture.sums.n_stored_again()), (8, 0));
     running.end(Millis(0));
     assert_eq!(fixture.sums.n_predicted(), 8, "nobody can tell what became of it");
