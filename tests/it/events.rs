@@ -8,7 +8,9 @@ use warmroute::events::socket::{EventPlane, ModelSettings, Source, SourceState, 
 use warmroute::routing::endpoint::{Endpoint, EndpointId, Knowledge};
 use warmroute::routing::hash::own::OwnHasher;
 use warmroute::routing::hash::{BlockHash, BlockHasher, BlockSize, HashAlgorithm, Scope};
-use warmroute::routing::index::{IndexLimits, KeyKinds, KeyspaceKind, Overlaps, PrefixIndex};
+use warmroute::routing::index::{
+    Clock, IndexLimits, KeyKinds, KeyspaceKind, Overlaps, Prediction, PrefixIndex, Watched,
+};
 use warmroute::routing::load::Millis;
 
 use crate::captures::{Capture, captures};
@@ -130,6 +132,39 @@ pub(crate) fn stored_prompt(number: u32, n_blocks: u32) -> Vec<u8> {
 
 fn hashes(tokens: &[u32]) -> Vec<BlockHash> {
     engine().scoped_chain(tokens, block_size(), &Scope::default())
+}
+
+/// Watches whether the blocks of a prompt are stored again by the source.
+fn watch(router: &Router, tokens: &[u32]) -> Watched {
+    let mut endpoint = Endpoint::new(ENDPOINT, ADDRESS.parse().unwrap());
+    endpoint.knowledge = router.knowledge.clone();
+    let chain = hashes(tokens);
+    let n_held = chain.len() as u32;
+    let prediction = Prediction { chain: &chain, n_held, n_matched: n_held, endpoint: &endpoint, rank: Some(0) };
+    let keyspaces = router.index.keyspaces_of(MODEL);
+    let (_, index) = keyspaces.iter().find(|(keyspace, _)| keyspace.kind != KeyspaceKind::Own).unwrap();
+    let clock = Clock::new(|| Millis(0));
+    index.watches().watch(&prediction, &Arc::default(), &clock, Millis(0)).expect("there is room")
+}
+
+#[test]
+fn what_was_missed_is_not_stored_again_by_those_whose_requests_run_now() {
+    let publisher = FakePublisher::start(Behaviour::default());
+    let router = Router::following(&publisher, usual());
+    router.wait_for("the connection", |router| router.status().state == SourceState::Live);
+    publisher.publish(stored_prompt(0, 3));
+    router.wait_for_batches(1);
+    let watched = watch(&router, &prompt(0, 3));
+    publisher.lose(stored_prompt(0, 3));
+    publisher.publish(stored_prompt(0, 3));
+    router.wait_for_batches(3);
+    let status = router.status();
+    assert_eq!((status.n_gaps, status.n_generations), (1, 1), "{status:?}");
+    assert!(watched.seen().is_known());
+    assert_eq!(watched.seen().n_stored_again(), 0, "one came by a replay, and one has waited for that");
+    publisher.publish(stored_prompt(0, 3));
+    router.wait_for_batches(4);
+    assert_eq!(watched.seen().n_stored_again(), 3);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::own::{OwnBlocks, contents};
 use super::parked::Parked;
 use super::proof::Proof;
 use super::slots::TierSlots;
-use super::{Shared, report};
+use super::{Shared, When, report};
 
 /// Tokens per block beyond which a publisher is not believed.
 const MAX_BLOCK_SIZE: u32 = 1 << 14;
@@ -252,13 +252,14 @@ impl Generation {
         let Some(engine) = self.engine(shared) else { return false };
         let n_refused = match engine.ensure(tier, &shared.index) {
             Some(slot) if is_announced_again => {
-                if !shared.settings.reports {
+                if !shared.settings.reports && shared.when == When::Now {
                     // Nobody asks for reports, so blocks that only seem to be announced again were computed again.
                     slot.note_stored(hashes);
                 }
                 slot.store_missing(hashes).n_refused
             }
-            Some(slot) => slot.store(hashes).n_refused,
+            Some(slot) if shared.when == When::Now => slot.store(hashes).n_refused,
+            Some(slot) => slot.add(hashes).n_refused,
             None => hashes.len() as u32,
         };
         self.refuse(n_refused, shared);
@@ -275,7 +276,7 @@ impl Generation {
                 continue;
             };
             let is_known = is_announced_again && own.holds(tier, *hash);
-            let was_refused = !is_known && !own.store(tier, (*hash, key), &shared.index);
+            let was_refused = !is_known && !own.store(tier, (*hash, key), shared);
             self.refuse(u32::from(was_refused), shared);
         }
         true
@@ -292,7 +293,7 @@ impl Generation {
             if !(is_held && blocks.is_announced_again) {
                 self.store_in_own(blocks.tier, (*hash, key), shared);
             } else if let Some(own) = self.own.as_mut().filter(|_| !shared.settings.reports) {
-                own.note_stored(blocks.tier, *hash, &shared.index);
+                own.note_stored(blocks.tier, *hash, shared);
             }
             self.resolve(*hash, key, shared);
         }
@@ -326,7 +327,7 @@ impl Generation {
     }
 
     fn store_in_own(&mut self, tier: Tier, block: (BlockHash, BlockHash), shared: &Shared) {
-        let was_stored = self.own(shared).is_some_and(|own| own.store(tier, block, &shared.index));
+        let was_stored = self.own(shared).is_some_and(|own| own.store(tier, block, shared));
         self.refuse(u32::from(!was_stored), shared);
     }
 

@@ -70,6 +70,16 @@ pub(super) struct SourceName {
     pub(super) rank: u32,
 }
 
+/// When what a batch tells has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// A moment ago.
+    Now,
+    /// Some time before: it was missed and asked for, or has waited for what was missed. Whoever watches what engines
+    /// compute for requests that run is not told, since it may have been computed for others that ran before.
+    Before,
+}
+
 /// Writes the blocks of one source.
 #[derive(Debug)]
 pub(super) struct Applier {
@@ -87,6 +97,8 @@ struct Shared {
     own_hasher: OwnHasher,
     index: Arc<PrefixIndex>,
     stats: Arc<SourceStats>,
+    /// Of the batch that is being applied.
+    when: When,
 }
 
 impl Applier {
@@ -102,7 +114,8 @@ impl Applier {
             })
             .ok();
         let own_hasher = OwnHasher::new(&settings.model);
-        Self { shared: Shared { name, settings, hasher, own_hasher, index, stats }, generation: None }
+        let shared = Shared { name, settings, hasher, own_hasher, index, stats, when: When::Now };
+        Self { shared, generation: None }
     }
 
     /// Retires what is known and starts anew.
@@ -118,7 +131,8 @@ impl Applier {
         self.show();
     }
 
-    pub(super) fn apply(&mut self, batch: &EventBatch<'_>) {
+    pub(super) fn apply(&mut self, batch: &EventBatch<'_>, when: When) {
+        self.shared.when = when;
         let continued = Continued::by(&batch.events);
         for (event_idx, event) in batch.events.iter().enumerate() {
             match event {

@@ -12,6 +12,7 @@ use crate::routing::index::{ContentDigest, KeyKinds, PrefixIndex, Tier};
 
 use super::parked::Copies;
 use super::slots::{TierSlots, tiered};
+use super::{Shared, When};
 
 /// Bytes of one block in the map at the worst moment, beside those in the index: 25 per place, 7/16 in use after
 /// doubling, and the old table beside it.
@@ -61,21 +62,27 @@ impl OwnBlocks {
         self.blocks.iter().map(|(hash, block)| (*hash, block.key, block.copies))
     }
 
-    /// Lets those who watch the block know that the engine stores it.
-    pub(super) fn note_stored(&mut self, tier: Tier, hash: BlockHash, index: &PrefixIndex) {
-        if let (Some(key), Some(slot)) = (self.key_of(hash), self.slots.ensure(tier, index)) {
+    /// Lets those who watch the block know that the engine stores it, if it does so now.
+    pub(super) fn note_stored(&mut self, tier: Tier, hash: BlockHash, shared: &Shared) {
+        if let Some(key) = self.key_of(hash) {
+            self.note(tier, key, shared);
+        }
+    }
+
+    fn note(&mut self, tier: Tier, key: BlockHash, shared: &Shared) {
+        if shared.when == When::Now
+            && let Some(slot) = self.slots.ensure(tier, &shared.index)
+        {
             slot.note_stored(&[key]);
         }
     }
 
-    /// Adds a copy that the engine has just stored of a block to a tier, and lets those who watch the block know; false:
-    /// no room.
-    pub(super) fn store(&mut self, tier: Tier, (hash, key): (BlockHash, BlockHash), index: &PrefixIndex) -> bool {
+    /// Adds a copy of a block that the engine has stored to a tier, and lets those who watch the block know, if it was
+    /// stored now; false: no room.
+    pub(super) fn store(&mut self, tier: Tier, (hash, key): (BlockHash, BlockHash), shared: &Shared) -> bool {
         let key = self.key_of(hash).unwrap_or(key);
-        if let Some(slot) = self.slots.ensure(tier, index) {
-            slot.note_stored(&[key]);
-        }
-        self.add(tier, (hash, key), 1, index)
+        self.note(tier, key, shared);
+        self.add(tier, (hash, key), 1, &shared.index)
     }
 
     /// Adds `n_copies` of a block that are no news to a tier; false: no room.

@@ -40,8 +40,12 @@ impl Fixture {
     }
 
     fn apply(&mut self, events: &[Value]) {
+        self.apply_of(When::Now, events);
+    }
+
+    fn apply_of(&mut self, when: When, events: &[Value]) {
         let payload = rmp_serde::to_vec(&json!([0.5, events, 0])).unwrap();
-        self.applier.apply(&EventBatch::decode(&payload).unwrap());
+        self.applier.apply(&EventBatch::decode(&payload).unwrap(), when);
     }
 
     /// Blocks on the GPU that a request for the chain is credited with.
@@ -376,11 +380,11 @@ fn index_without_room_leaves_the_source_uncredited_until_there_is_some() {
     let payload = rmp_serde::to_vec(&json!([0.5, [Engine::default().plain(0, 2).event], 0])).unwrap();
     let batch = EventBatch::decode(&payload).unwrap();
     let (mut first, mut second) = (applier(&stats[0]), applier(&stats[1]));
-    first.apply(&batch);
-    second.apply(&batch);
+    first.apply(&batch, When::Now);
+    second.apply(&batch, When::Now);
     assert_eq!((stats[1].n_refused.get(), stats[1].n_blocks()), (2, 0));
     first.end_generation();
-    second.apply(&batch);
+    second.apply(&batch, When::Now);
     assert_eq!(stats[1].n_blocks(), 2);
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::library::settings;
 use super::publisher::{Origin, ProcessId};
-use crate::events::apply::{Applier, Image, SourceName};
+use crate::events::apply::{Applier, Image, SourceName, When};
 use crate::events::continuity::{Action, Continuity, Incident, Input, Overlap, Phase, SeqNo};
 use crate::events::stats::SourceStats;
 use crate::events::wire::{Event, EventBatch};
@@ -132,7 +132,7 @@ impl Source {
             Action::Apply { seq, payload, via: _ } => {
                 let batch = EventBatch::decode(&payload).expect("only readable batches are applied");
                 self.audit.note(seq, batch.ts);
-                self.applier.apply(&batch);
+                self.applier.apply(&batch, When::Now);
             }
             Action::Reconnect => return Some(Command::Reconnect),
             Action::Report(Incident::Gap { expected, received }) => assert!(expected <= received, "a gap goes back"),

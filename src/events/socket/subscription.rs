@@ -9,7 +9,7 @@ use super::backoff::{Backoff, RECONNECT};
 use super::link::{ConnectionEvent, Link, Message, Replay};
 use super::permits::{ReplayPermit, ReplayPermits, Ticket};
 use super::{LagObserver, Source};
-use crate::events::apply::{Applier, SourceName};
+use crate::events::apply::{Applier, SourceName, When};
 use crate::events::continuity::{
     Action, Cause, Continuity, Incident, Input, Payload, PayloadDigest, Phase, SeqNo, Via,
 };
@@ -310,11 +310,13 @@ impl Subscription {
 
     fn step(&mut self, now: Duration, input: Input) {
         let before = self.continuity.phase();
+        // Whatever is applied in another state was missed, or has waited for that.
+        let when = if self.continuity.is_following() { When::Now } else { When::Before };
         let mut is_cleared = false;
         for action in self.continuity.step(now, input) {
             // What a batch says of the cache holds for the generation that it is applied to.
             is_cleared &= !matches!(action, Action::StartGeneration(_) | Action::EndGeneration | Action::Restore);
-            is_cleared |= self.obey(now, action) == Effect::Cleared;
+            is_cleared |= self.obey(now, action, when) == Effect::Cleared;
         }
         if is_cleared {
             self.knowledge.start_generation();
@@ -334,7 +336,7 @@ impl Subscription {
         self.knowledge.mark_incomplete(phase == Phase::Incomplete);
     }
 
-    fn obey(&mut self, now: Duration, action: Action) -> Effect {
+    fn obey(&mut self, now: Duration, action: Action, when: When) -> Effect {
         match action {
             Action::StartGeneration(cause) => self.start_generation(cause),
             Action::EndGeneration => {
@@ -349,7 +351,12 @@ impl Subscription {
                 self.asked = Asked::Waiting { from, not_before, ticket: None };
             }
             Action::CloseReplay => self.asked = Asked::Nothing,
-            Action::Apply { seq, payload, via } => return self.apply(seq, &payload, via),
+            Action::Apply { seq, payload, via } => {
+                // It has been decoded before, or it would not be here.
+                let Ok(batch) = EventBatch::decode(&payload) else { return Effect::Usual };
+                self.applier.apply(&batch, when);
+                return self.applied(seq, &batch, via);
+            }
             Action::Reconnect => self.close(now),
             Action::Report(incident) => self.report(now, incident),
         }
@@ -393,10 +400,7 @@ impl Subscription {
         self.step(now, Input::ReplayStarted);
     }
 
-    fn apply(&mut self, seq: SeqNo, payload: &[u8], via: Via) -> Effect {
-        // It has been decoded before, or it would not be here.
-        let Ok(batch) = EventBatch::decode(payload) else { return Effect::Usual };
-        self.applier.apply(&batch);
+    fn applied(&mut self, seq: SeqNo, batch: &EventBatch<'_>, via: Via) -> Effect {
         self.stats.set_content(Content { seq: Some(seq), digest: self.applier.digest() });
         if via == Via::Live {
             (self.shared.on_lag)(since(batch.ts));

@@ -65,7 +65,7 @@ fn contents_are_those_of_the_recorded_engine() {
         for settings in [known, unknown] {
             let mut fixture = Fixture::new(settings);
             for (idx, payload) in payloads.iter().enumerate() {
-                fixture.applier.apply(&EventBatch::decode(payload).unwrap());
+                fixture.applier.apply(&EventBatch::decode(payload).unwrap(), When::Now);
                 let naive = naive_copies(&payloads[..=idx]);
                 assert_eq!(fixture.applier.digest(), digest_of(naive.keys().copied()), "{path:?}, batch {idx}");
             }

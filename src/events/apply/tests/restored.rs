@@ -76,6 +76,30 @@ fn what_is_restored_is_not_told_to_those_who_watch() {
 }
 
 #[test]
+fn what_has_happened_before_is_not_told_to_those_who_watch() {
+    // By the engine's hashes; by ours, since nothing proves the salt; and announced again within a batch.
+    let plain = Engine::default().plain(0, 3);
+    let salted = Engine { tagged: false, ..Engine::default() }.chain(50, 3, None, SALT);
+    for events in [vec![plain.event.clone()], vec![salted.event.clone()], vec![plain.head(2), plain.tail(2)]] {
+        let mut fixture = Fixture::new(settings());
+        fixture.apply(&events);
+        let endpoint = Endpoint::new(fixture.applier.shared.name.endpoint, ([127, 0, 0, 1], 1).into());
+        let (generation, rank) = (fixture.applier.generation.as_ref().unwrap(), Some(fixture.applier.shared.name.rank));
+        let own = generation.own.as_ref().and_then(|own| own.iter().next()).map(|(_, key, _)| key);
+        let (is_own, block) = (own.is_some(), own.unwrap_or_else(|| plain.digests[0].low64()));
+        let keyspaces = fixture.index.keyspaces_of(&settings().model);
+        let (_, index) = keyspaces.iter().find(|(it, _)| (it.kind == KeyspaceKind::Own) == is_own).unwrap();
+        let prediction = Prediction { chain: &[block], n_held: 1, n_matched: 1, endpoint: &endpoint, rank };
+        let clock = Clock::new(|| Millis(0));
+        let watched = index.watches().watch(&prediction, &Arc::default(), &clock, Millis(0)).expect("there is room");
+        fixture.apply_of(When::Before, &events);
+        assert_eq!(watched.seen().n_stored_again(), 0, "{events:?}");
+        fixture.apply_of(When::Now, &events);
+        assert_eq!(watched.seen().n_stored_again(), 1, "{events:?}");
+    }
+}
+
+#[test]
 fn digests_are_equal_for_equal_contents_only() {
     let (chain, other) = (Engine::default().plain(0, 3), Engine::default().plain(50, 3));
     let after = |batches: &[Vec<Value>]| {

@@ -11,6 +11,9 @@
 //! that is cached once more, which nobody computes. A request that ends in another generation of its endpoint's knowledge
 //! than it was picked in counts in neither sum.
 //!
+//! What a source missed and is told late is kept from watches by whoever writes the index: it may have been computed
+//! for requests that ran before.
+//!
 //! Besides, the first block that nobody has predicted is watched: when it is stored, the request has begun to be
 //! computed.
 //!
