@@ -170,7 +170,11 @@ impl Instruments {
                 "Whether this is the mode of the model's picks: 1 or 0",
                 &[MODEL, ROLLOUT_MODE],
             ),
-            percent: c.add("rollout_percent", "Share of the requests whose picks Envoy is told, in percent", &[MODEL]),
+            percent: c.add(
+                "rollout_percent",
+                "Configured share of the requests whose picks Envoy is told, in percent; it applies where rollout_mode is active",
+                &[MODEL],
+            ),
             shadow_decisions: c.add(
                 "shadow_decisions",
                 "Decisions that Envoy was not told, by whether its own policy picked the same endpoint",
