@@ -41,6 +41,10 @@ an event source leave with it, so a sum over them can fall: `rate()` and `increa
 misled. A histogram `name` has the series `name_bucket`, `name_sum` and `name_count`. What has never happened may have no series yet;
 what a model has is there from the start.
 
+The index evicts nothing by itself: a block leaves it when its engine says so, or with all that is known of its source. Only promises
+are evicted (`warmroute_promised_blocks_evicted_total`); blocks beyond the index's bound are refused and counted
+(`warmroute_index_refused_blocks_total`).
+
 Where both clocks are involved (`warmroute_event_lag_seconds`) a difference between the machines is part of the value.
 
 ";

@@ -1,7 +1,7 @@
 //! The labels of all instruments and the values that they may have.
 //!
 //! Many of these values are the names of another module's enum, which this module must not know (see the table of
-//! imports in `docs/architecture.md`); the lists are held against those enums by `tests/it/metrics.rs`.
+//! imports in `docs/architecture.md`); the lists are held against those enums by `tests/metrics.rs`.
 
 use crate::routing::pick::{Outcome, Policy};
 

@@ -34,7 +34,8 @@ pub mod attribute {
     pub const ERROR_TYPE: &str = "error.type";
     /// The model, alias or adapter that the client named, where it is one of ours; else the pool's model.
     pub const REQUEST_MODEL: &str = "gen_ai.request.model";
-    /// `chat` or `text_completion`.
+    /// `chat` or `text_completion`, as the GenAI conventions name them, or `other`: they allow a value of one's own where
+    /// none of theirs applies. It stands for all paths whose requests we do not read, embeddings among them.
     pub const OPERATION_NAME: &str = "gen_ai.operation.name";
     /// Tokens of the prompt.
     pub const INPUT_TOKENS: &str = "gen_ai.usage.input_tokens";
