@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::disallowed_methods, reason = "fakes run beside the test")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,9 +21,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use warmroute::events::stats::{DECODE_FAILURES, SourceState};
+use warmroute::extproc::message::{BodyMode, Modes};
 use warmroute::telemetry::metrics::labels::{self, Label, Values};
 use warmroute::telemetry::metrics::push::Push;
 use warmroute::telemetry::metrics::{Instrument, Kind, Metrics};
+
+#[path = "it/declared.rs"]
+mod declared;
 
 /// Longer than anything here takes; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -129,42 +133,20 @@ fn names_are_as_prometheus_wants_them_and_unique() {
     assert!(seen.len() > 60, "{seen:?}");
 }
 
-/// Names and values of the labels of each series in a text, apart from a histogram's bounds.
-fn series(text: &str) -> Vec<(String, BTreeMap<String, String>)> {
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines
-        .map(|line| {
-            let (series, _) = line.rsplit_once(' ').unwrap();
-            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-            let labels = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
-            let labels = labels.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()));
-            (name.to_owned(), labels.filter(|(name, _)| name != "le").collect())
-        })
-        .collect()
-}
-
 #[test]
 fn what_appears_has_the_declared_labels_with_the_declared_values() {
     let metrics = Metrics::with_aibrix_names();
     metrics.add_model(&Arc::from("m"));
-    let declared: BTreeMap<&str, &Instrument> =
-        metrics.instruments().iter().map(|instrument| (instrument.name.as_str(), instrument)).collect();
-    let mut n_closed = 0;
-    for (name, found) in series(&metrics.encode()) {
-        let stem = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
-        let instrument = declared.get(name.as_str()).or_else(|| declared.get(stem.unwrap_or_default()));
-        let instrument = instrument.unwrap_or_else(|| panic!("{name} is not declared"));
-        let expected: BTreeSet<&str> = instrument.labels.iter().map(|label| label.name).collect();
-        assert_eq!(found.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected, "{name}");
-        for label in &instrument.labels {
-            if let Values::Closed(values) = label.values {
-                n_closed += 1;
-                let value = found[label.name].as_str();
-                assert!(values.contains(&value), "{name}: {} is {value:?}, expected one of {values:?}", label.name);
-            }
-        }
-    }
+    let n_closed = declared::check(&metrics.encode());
     assert!(n_closed > 20, "only {n_closed} labels were looked at");
+}
+
+#[test]
+#[should_panic(expected = "reason is \"what a client sent\"")]
+fn a_value_that_is_not_declared_is_noticed() {
+    let metrics = Metrics::new();
+    metrics.count_left_to_envoy("what a client sent");
+    declared::check(&metrics.encode());
 }
 
 /// The lists in `telemetry::metrics::labels` repeat names of enums that it may not know.
@@ -186,6 +168,13 @@ fn closed_sets_are_those_of_the_enums() {
         (labels::DISCOVERY_REASON, "src/discovery/dns.rs", "fn as_str", "\n    }"),
         (labels::DISCOVERY_REASON, "src/discovery/file.rs", "fn as_str", "\n    }"),
         (labels::DISCOVERY_REASON, "src/discovery/kubernetes/reflect.rs", "fn as_str", "\n    }"),
+        (labels::RELOAD_RESULT, "src/telemetry/metrics/rollout.rs", "impl Reload", "\n}"),
+        (labels::RECORD_REASON, "src/telemetry/metrics/rollout.rs", "impl RecordDropped", "\n}"),
+        (labels::SHADOW_AGREED, "src/telemetry/metrics/rollout.rs", "impl Agreed", "\n}"),
+        (labels::SNAPSHOT_STEP, "src/telemetry/metrics/snapshots.rs", "impl SnapshotStep", "\n}"),
+        (labels::NOT_SERVED_CAUSE, "src/telemetry/metrics/endpoints.rs", "impl NotServedCause", "\n}"),
+        (labels::STAGE, "src/telemetry/metrics/request.rs", "impl Stage", "\n}"),
+        (labels::ROLLOUT_MODE, "src/extproc/rollout.rs", "impl Mode", "\n}"),
     ] {
         let Values::Closed(values) = label.values else { panic!("open: {label:?}") };
         let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
@@ -198,6 +187,40 @@ fn closed_sets_are_those_of_the_enums() {
             assert!(values.contains(&name), "{file}: {name:?} is no declared value of {}: {values:?}", label.name);
         }
     }
+}
+
+/// Where a label's values are no enum's, they are read where they are listed.
+#[test]
+fn closed_sets_are_those_that_are_listed() {
+    for (label, file, begins, ends) in [
+        (labels::CALL_RESULT, "src/supervisor/tokenizers.rs", "fn calls", "\n}"),
+        (labels::CONVERSATION_RESULT, "src/supervisor/tokenizers.rs", "fn conversations", "\n}"),
+        (labels::DISCOVERY_CHANGE, "src/supervisor/publisher.rs", "let changes = ", ";"),
+    ] {
+        let Values::Closed(values) = label.values else { panic!("open: {label:?}") };
+        let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let (_, after) = source.split_once(begins).unwrap_or_else(|| panic!("{file} has no {begins:?}"));
+        let (body, _) = after.split_once(ends).unwrap();
+        let names: Vec<&str> =
+            body.split("(\"").skip(1).filter_map(|pair| pair.split_once('"')).map(|(name, _)| name).collect();
+        assert_eq!(names, values, "{file}: {begins}");
+    }
+}
+
+#[test]
+fn modes_of_misconfigured_streams_are_declared() {
+    let Values::Closed(values) = labels::STREAM_MODE.values else { panic!("open") };
+    let modes = [
+        BodyMode::None,
+        BodyMode::Streamed,
+        BodyMode::Buffered,
+        BodyMode::BufferedPartial,
+        BodyMode::FullDuplexStreamed,
+        BodyMode::Grpc,
+    ];
+    let pairs = modes.into_iter().flat_map(|request| modes.map(|response| Modes { request, response }));
+    let found: BTreeSet<&str> = pairs.filter_map(Modes::misconfigured).chain(["observability"]).collect();
+    assert_eq!(found, values.iter().copied().collect());
 }
 
 /// Receives metrics like a collector and hands the requests to the test.

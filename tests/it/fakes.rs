@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::declared;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -142,6 +143,17 @@ pub(crate) fn tokenizer_of(source: Source) -> Arc<Tokenizer> {
 /// Longest wait for tokens in a [`FakeRouter`].
 pub(crate) const BUDGET: Duration = Duration::from_millis(300);
 
+/// Checks in the end that whatever a test has made a router count is declared.
+struct Declared(Arc<Metrics>);
+
+impl Drop for Declared {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            declared::check(&self.0.encode());
+        }
+    }
+}
+
 /// A router with one pool, `tiny`, serving on a real port.
 pub(crate) struct FakeRouter {
     pub(crate) address: SocketAddr,
@@ -150,6 +162,8 @@ pub(crate) struct FakeRouter {
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Looked at when the test is over.
+    _declared: Declared,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: tokio::task::JoinHandle<Result<(), extproc::Error>>,
@@ -205,7 +219,22 @@ impl FakeRouter {
         let (ready, is_ready) = watch::channel(false);
         let server = tokio::spawn(extproc::run(listener, config, router.clone(), is_ready, shutdown.clone()));
         let client = ExternalProcessorClient::connect(format!("http://{address}")).await.unwrap();
-        Self { address, endpoints, set, ready, router, metrics, tokenizer, shutdown, server, index, hasher, client }
+        let _declared = Declared(metrics.clone());
+        Self {
+            address,
+            endpoints,
+            set,
+            ready,
+            router,
+            metrics,
+            _declared,
+            tokenizer,
+            shutdown,
+            server,
+            index,
+            hasher,
+            client,
+        }
     }
 
     /// Lets an endpoint hold all full blocks of `tokens`, as an engine's events would.

@@ -5,6 +5,7 @@
 
 mod captures;
 mod cli;
+mod declared;
 mod dial_in;
 mod dns;
 mod duplex;

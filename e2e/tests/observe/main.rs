@@ -5,6 +5,8 @@
 
 mod browser;
 mod canary;
+#[path = "../../../tests/it/declared.rs"]
+mod declared;
 mod live;
 mod outage;
 mod page;

@@ -23,7 +23,7 @@ use e2e::workload::{Workload, WorkloadOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::TURN;
+use crate::{TURN, declared};
 
 /// What a scraped router has as labels, as its `ServiceMonitor` gives them in the namespace `llm` for the release `r`.
 const NAMESPACE: &str = "llm";
@@ -283,6 +283,8 @@ async fn dashboards_and_alerts_find_what_they_ask_for() {
     assert_eq!(classic.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     let text = classic.text().await.unwrap();
     check_metrics(&text);
+    let n_closed = declared::check(&text);
+    assert!(n_closed > 50, "only {n_closed} labels were looked at");
 }
 
 /// `promtool check metrics` says nothing of `text`, neither an error nor advice.
