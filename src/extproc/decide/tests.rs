@@ -1,7 +1,10 @@
+use std::collections::VecDeque;
+
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::*;
+use crate::extproc::journal::Picked;
 use crate::extproc::message::Served;
 use crate::extproc::report::Reports;
 use crate::extproc::rollout::{Mode, Rollout, Switch};
@@ -24,24 +27,34 @@ struct Fixture {
     index: Arc<PrefixIndex>,
 }
 
+/// What a fixture's pool is like.
+struct Setup {
+    n_endpoints: u32,
+    hasher: Option<BlockHasher>,
+    sync: bool,
+    reports: Option<Reports>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { n_endpoints: 2, hasher: None, sync: true, reports: None }
+    }
+}
+
 impl Fixture {
     fn new(hasher: Option<BlockHasher>) -> Self {
-        Self::with(hasher, true, Source::Text)
+        Self::of(Setup { hasher, ..Setup::default() })
     }
 
-    fn with(hasher: Option<BlockHasher>, sync: bool, source: Source) -> Self {
-        Self::with_reports(hasher, sync, source, None)
-    }
-
-    fn with_reports(hasher: Option<BlockHasher>, sync: bool, source: Source, reports: Option<Reports>) -> Self {
+    fn of(Setup { n_endpoints, hasher, sync, reports }: Setup) -> Self {
         let endpoint = |id| Arc::new(Endpoint::new(EndpointId(id), ([127, 0, 0, 1], 8000 + id as u16).into()));
-        let set = EndpointSet { synced: true, endpoints: (0..2).map(endpoint).collect() };
+        let set = EndpointSet { synced: true, endpoints: (0..n_endpoints).map(endpoint).collect() };
         let pool = Arc::new(Pool {
             model: "tiny".into(),
             adapters: vec![("lora-a".into(), "".into())],
             hasher,
             reading: ReadOptions::default(),
-            tokenizer: Arc::new(Tokenizer::new("tiny".into(), source, &Config::default())),
+            tokenizer: Arc::new(Tokenizer::new("tiny".into(), Source::Text, &Config::default())),
             reports,
             endpoints: watch::channel(Arc::new(set)).1,
             sync,
@@ -135,7 +148,15 @@ fn synced() -> (Fixture, SlotWriter) {
 /// Chains of the model and of its adapter, with and without a salt, on several ranks, in two keyspaces.
 fn populate(fixture: &Fixture, hasher: &BlockHasher, prompts: &[Vec<u32>], rng: &mut fastrand::Rng) -> Vec<SlotWriter> {
     let engine = KeyspaceKind::Engine { algorithm: hasher.algorithm(), root: hasher.root() };
-    let kinds = [(engine.clone(), 0, 0), (engine.clone(), 1, 0), (engine, 1, 1), (KeyspaceKind::Own, 0, 1)];
+    let own = KeyspaceKind::Own;
+    let kinds = [
+        (engine.clone(), 0, 0),
+        (engine.clone(), 1, 0),
+        (engine.clone(), 1, 1),
+        (engine, 2, 0),
+        (own.clone(), 0, 1),
+        (own, 2, 0),
+    ];
     let fill = |(kind, endpoint, rank)| {
         let keyspace = Keyspace { model: "tiny".into(), block_size: BlockSize::new(2).expect("not 0"), kind };
         let holder = Holder { endpoint: EndpointId(endpoint), rank, tier: Tier::Gpu };
@@ -152,47 +173,87 @@ fn populate(fixture: &Fixture, hasher: &BlockHasher, prompts: &[Vec<u32>], rng: 
     kinds.into_iter().map(fill).collect()
 }
 
+/// A request: mostly token ids, else a text, or what is picked by load alone.
+fn random_request(prompts: &[Vec<u32>], rng: &mut fastrand::Rng) -> (RequestHead, String) {
+    let model = ["tiny", "lora-a"][rng.usize(..2)];
+    let mut prompt = prompts[rng.usize(..prompts.len())].clone();
+    prompt.extend((0..rng.usize(..4)).map(|_| rng.u32(..4)));
+    let mut body = json!({ "model": model, "prompt": prompt });
+    if rng.bool() {
+        body["cache_salt"] = "salt".into();
+    }
+    let head = RequestHead { rank: (rng.u32(..10) == 0).then_some(1), ..head() };
+    match rng.u32(..20) {
+        0 => (head, body.to_string().split_off(1)),
+        1 => {
+            body["prompt_logprobs"] = 1.into();
+            (head, body.to_string())
+        }
+        2 => {
+            let picture = json!([{ "type": "image_url", "image_url": { "url": "http://x/" } }]);
+            let body = json!({ "model": model, "messages": [{ "role": "user", "content": picture }] });
+            (RequestHead { path: "/v1/chat/completions".to_owned(), ..head }, body.to_string())
+        }
+        3 => (head, json!({ "model": model, "prompt": "a text" }).to_string()),
+        _ => (head, body.to_string()),
+    }
+}
+
+/// Lets each endpoint be avoided, by chance, for longer than any test takes.
+fn avoid_some(fixture: &Fixture, rng: &mut fastrand::Rng) {
+    for endpoint in &fixture.pool.endpoints.borrow().endpoints {
+        endpoint.load.served();
+        if rng.u32(..4) == 0 {
+            endpoint.load.failed(Millis(0), Millis(1 << 40));
+        }
+    }
+}
+
+/// All that a decision shows, without times.
+fn shown(it: &Picked) -> impl PartialEq + std::fmt::Debug + use<> {
+    let Picked { model, requested, policy, outcome, prompt_tokens, matched_tokens, endpoint, rank, .. } = it.clone();
+    let of_pick = (model, requested, policy, outcome, prompt_tokens, matched_tokens, endpoint, rank);
+    (of_pick, it.n_candidates, it.n_avoided, it.standings.clone())
+}
+
 #[tokio::test]
 async fn a_dry_run_says_what_the_decision_does_for_1000_random_requests_and_changes_nothing() {
     let hasher = BlockHasher::new(HashAlgorithm::Sha256Cbor, None).expect("a known root");
-    let fixture = Fixture::new(Some(hasher.clone()));
+    let fixture = Fixture::of(Setup { n_endpoints: 3, hasher: Some(hasher.clone()), ..Setup::default() });
     let mut rng = fastrand::Rng::with_seed(5);
     let prompts: Vec<Vec<u32>> = (0..40).map(|_| (0..rng.u32(2..40)).map(|_| rng.u32(..4)).collect()).collect();
     let _slots = populate(&fixture, &hasher, &prompts, &mut rng);
     fixture.endpoint(1).ranks.set([0, 1]);
-    let (mut under_way, mut n_matched) = (std::collections::VecDeque::new(), 0);
+    let (mut under_way, mut n_matched, mut n_avoiding, mut n_fallbacks) = (VecDeque::new(), 0, 0, 0);
     for seed in 0..1_000 {
-        let mut prompt = prompts[rng.usize(..prompts.len())].clone();
-        prompt.extend((0..rng.usize(..4)).map(|_| rng.u32(..4)));
-        let model = ["tiny", "lora-a"][rng.usize(..2)];
-        let mut body = json!({ "model": model, "prompt": prompt });
-        if rng.bool() {
-            body["cache_salt"] = "salt".into();
-        }
-        let (body, head) = (body.to_string(), RequestHead { rank: (rng.u32(..10) == 0).then_some(1), ..head() });
+        let (head, body) = random_request(&prompts, &mut rng);
+        avoid_some(&fixture, &mut rng);
         let chance = || fastrand::Rng::with_seed(seed);
         let state = || {
-            let in_flight = [0, 1].map(|id| fixture.endpoint(id).load.in_flight());
-            (fixture.router.totals(), fixture.router.promise_rows()[0].n_blocks, in_flight)
+            let load = |id| {
+                let load = &fixture.endpoint(id).load;
+                (load.in_flight(), load.is_avoided(Millis(1 << 39)))
+            };
+            (fixture.router.totals(), fixture.router.promise_rows()[0].n_blocks, [0, 1, 2].map(load))
         };
         let before = state();
         let dry = fixture.router.dry_run(&head, body.as_bytes(), &mut chance()).await;
         assert_eq!(state(), before, "a dry run changes nothing");
         let answer = fixture.router.decide_by(&head, body.as_bytes(), &mut chance()).await;
         let Verdict::Route(routed) = answer.verdict else { panic!("there are endpoints") };
-        let shown = |it: &crate::extproc::journal::Picked| {
-            let names = (it.model.clone(), it.requested.clone(), it.policy, it.outcome);
-            (names, it.prompt_tokens, it.matched_tokens, it.endpoint, it.rank, it.n_candidates, it.standings.clone())
-        };
-        let real = crate::extproc::journal::Picked::of(&routed.decision);
-        assert_eq!(shown(&dry.verdict.expect("there are endpoints")), shown(&real), "request {seed}");
+        let real = Picked::of(&routed.decision);
+        assert_eq!(shown(&dry.verdict.expect("there are endpoints")), shown(&real), "request {seed}: {body}");
+        let considered = dry.endpoints.iter().find(|it| it.standing.endpoint == real.endpoint).expect("it is listed");
+        assert_eq!(considered.matched_blocks, real.matched_tokens / 2, "request {seed}: {body}");
         n_matched += u32::from(real.matched_tokens > 0);
+        n_avoiding += u32::from(real.n_avoided > 0);
+        n_fallbacks += u32::from(matches!(real.outcome, Outcome::Fallback(_)));
         under_way.push_back(routed);
         if under_way.len() > 8 {
             under_way.pop_front().expect("there are some").end(fixture.router.now());
         }
     }
-    assert!(n_matched > 200, "{n_matched} matched");
+    assert!(n_matched > 200 && n_avoiding > 200 && n_fallbacks > 100, "{n_matched}, {n_avoiding}, {n_fallbacks}");
 }
 
 #[tokio::test]
@@ -296,7 +357,7 @@ async fn a_late_failure_in_shadow_keeps_nobody_away_for_longer() {
 #[tokio::test]
 async fn a_pool_whose_engines_make_reports_is_not_watched() {
     for (reports, is_watched) in [(None, true), (Some(Reports::new(1 << 20)), false)] {
-        let fixture = Fixture::with_reports(None, true, Source::Text, reports);
+        let fixture = Fixture::of(Setup { reports, ..Setup::default() });
         let _slot = fixture.warm(KeyspaceKind::Own, (1, 3, Tier::Gpu), 3);
         let routed = fixture.routed(&json!({ "model": "tiny", "prompt": TOKENS })).await;
         assert_eq!(routed.watched.is_some(), is_watched);
@@ -306,7 +367,7 @@ async fn a_pool_whose_engines_make_reports_is_not_watched() {
 #[tokio::test]
 async fn aibrix_is_told_what_index_the_pool_has_and_of_no_shadow() {
     for (sync, told) in [(true, "true"), (false, "false")] {
-        let fixture = Fixture::with(None, sync, Source::Text);
+        let fixture = Fixture::of(Setup { sync, ..Setup::default() });
         let mut pools = Pools::default();
         pools.add(&fixture.pool, &[], true);
         let router = Router::new(pools, fixture.index.clone(), Arc::new(Metrics::with_aibrix_names()));
@@ -369,7 +430,7 @@ async fn a_request_that_nobody_served_promises_nothing() {
 
 #[tokio::test]
 async fn without_events_the_picks_are_the_index() {
-    let fixture = Fixture::with(None, false, Source::Text);
+    let fixture = Fixture::of(Setup { sync: false, ..Setup::default() });
     let ids: Vec<u32> = (0..100).collect();
     for prompt in [json!({ "prompt": ids }), json!({ "prompt": "a text of more than one block. ".repeat(9) })] {
         let first = fixture.routed(&prompt).await.decision;
