@@ -49,7 +49,7 @@ The index evicts nothing by itself: a block leaves it when its engine says so, o
 are evicted (`warmroute_promised_blocks_evicted_total`); blocks beyond the index's bound are refused and counted
 (`warmroute_index_refused_blocks_total`).
 
-Where both clocks are involved (`warmroute_event_lag_seconds`) a difference between the machines is part of the value.
+Where both clocks are involved (`warmroute_event_lag_seconds`, `warmroute_event_source_lag_seconds`) a difference between the machines is part of the value.
 
 ";
 

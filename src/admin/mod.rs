@@ -223,6 +223,7 @@ mod tests {
             gaps: 0,
             replays: 1,
             last_event_ms: Some(5),
+            lag_ms: None,
         }
     }
 

@@ -34,6 +34,9 @@ pub struct SourceRow {
     pub replays: u64,
     /// Time since the last batch was applied; null: none yet.
     pub last_event_ms: Option<u64>,
+    /// Time from the engine's clock in the last live batch to the index; null: none yet. It contains the difference of
+    /// two machines' clocks, and is 0 where the engine's is ahead by more.
+    pub lag_ms: Option<u64>,
 }
 
 /// What a source holds, equal for equal contents in whatever order they came.
@@ -97,6 +100,7 @@ mod tests {
             gaps: 2,
             replays: 4,
             last_event_ms: Some(5),
+            lag_ms: Some(2),
         }
     }
 
@@ -106,11 +110,12 @@ mod tests {
             "model": "m", "endpoint": "127.0.0.1:8000", "rank": 0, "state": "live", "last_seq": 7,
             "digest": {"n_blocks": 3, "sum": "00000000000000ab"}, "proved": ["plain"], "generations": 1, "gaps": 2,
             "replays": 4,
-            "last_event_ms": 5,
+            "last_event_ms": 5, "lag_ms": 2,
         });
         assert_eq!(serde_json::to_value(row(8000, 0)).expect("a row is JSON"), expected);
-        let unknown = SourceRow { last_seq: None, ..row(8000, 0) };
-        assert_eq!(serde_json::to_value(unknown).expect("a row is JSON")["last_seq"], json!(null));
+        let unknown = SourceRow { last_seq: None, lag_ms: None, ..row(8000, 0) };
+        let unknown = serde_json::to_value(unknown).expect("a row is JSON");
+        assert_eq!((&unknown["last_seq"], &unknown["lag_ms"]), (&json!(null), &json!(null)));
     }
 
     #[test]

@@ -121,6 +121,9 @@ pub struct SourceStatus {
     pub n_restored: u64,
     /// Time since the last batch was applied; none before the first.
     pub last_batch_age: Option<Duration>,
+    /// Time from the engine's clock in the last live batch to the index, the difference of two clocks included; none
+    /// before the first.
+    pub last_lag: Option<Duration>,
 }
 
 /// The counters behind [`SourceStatus`]. Each is written by the source's thread alone; none guards other memory, so all
@@ -135,6 +138,8 @@ pub(super) struct SourceStats {
     n_blocks: AtomicU64,
     /// When the last batch was applied; locked for as long as it takes to copy.
     last_batch: Mutex<Option<Instant>>,
+    /// Lag of the last live batch; locked for as long as it takes to copy.
+    last_lag: Mutex<Option<Duration>>,
     pub(super) n_generations: Counter,
     pub(super) n_batches: Counter,
     pub(super) n_stored: Counter,
@@ -241,6 +246,15 @@ impl SourceStats {
 
     pub(super) fn last_batch_age(&self) -> Option<Duration> {
         self.last_batch.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
+    }
+
+    /// A live batch has been applied that was on its way for as long.
+    pub(super) fn set_lag(&self, lag: Duration) {
+        *self.last_lag.lock().unwrap_or_else(PoisonError::into_inner) = Some(lag);
+    }
+
+    pub(super) fn last_lag(&self) -> Option<Duration> {
+        *self.last_lag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_n_blocks(&self, n_blocks: usize) {

@@ -1,7 +1,7 @@
 //! What the admin port shows of requests and sources, put together from their owners.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -62,5 +62,9 @@ fn brief(status: &SourceStatus) -> SourceBrief {
 
 /// Milliseconds since a source's last batch was applied.
 pub(super) fn last_event_ms(status: &SourceStatus) -> Option<u64> {
-    status.last_batch_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    status.last_batch_age.map(millis)
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -389,6 +389,7 @@ fn source_row(status: SourceStatus) -> SourceRow {
         n_quarantines: status.n_quarantines,
         n_panics: status.n_panics,
         n_generations: status.n_generations,
+        lag: status.last_lag,
     }
 }
 
@@ -411,6 +412,7 @@ fn shown_source(status: &SourceStatus) -> sources::SourceRow {
         gaps: status.n_gaps,
         replays: status.n_replays,
         last_event_ms: explain::last_event_ms(status),
+        lag_ms: status.last_lag.map(explain::millis),
     }
 }
 

@@ -160,6 +160,7 @@ fn what_was_missed_is_not_stored_again_by_those_whose_requests_run_now() {
     router.wait_for_batches(3);
     let status = router.status();
     assert_eq!((status.n_gaps, status.n_generations), (1, 1), "{status:?}");
+    assert!(status.last_lag.is_some(), "the last one was live");
     assert!(watched.seen().is_known());
     assert_eq!(watched.seen().n_stored_again(), 0, "one came by a replay, and one has waited for that");
     publisher.publish(stored_prompt(0, 3));

@@ -312,6 +312,7 @@ impl Shown {
             n_panics: stats.n_panics.get(),
             n_restored: stats.n_restored.get(),
             last_batch_age: stats.last_batch_age(),
+            last_lag: stats.last_lag(),
         }
     }
 }

@@ -403,7 +403,9 @@ impl Subscription {
     fn applied(&mut self, seq: SeqNo, batch: &EventBatch<'_>, via: Via) -> Effect {
         self.stats.set_content(Content { seq: Some(seq), digest: self.applier.digest() });
         if via == Via::Live {
-            (self.shared.on_lag)(since(batch.ts));
+            let lag = since(batch.ts);
+            self.stats.set_lag(lag);
+            (self.shared.on_lag)(lag);
         }
         let is_cleared = batch.events.iter().any(|event| matches!(event, Event::AllBlocksCleared));
         if is_cleared { Effect::Cleared } else { Effect::Usual }

@@ -68,6 +68,8 @@ pub struct SourceRow {
     pub n_panics: u64,
     /// Generations started: each drops what was known before.
     pub n_generations: u64,
+    /// Time from the engine's clock in the last live batch to the index; none before the first.
+    pub lag: Option<Duration>,
 }
 
 /// The event plane as a whole at the time of a scrape.
@@ -117,6 +119,11 @@ impl Row for SourceRow {
         ),
         Series::counter("source_panics", "Times the code of a source panicked", |row| row.n_panics),
         Series::counter("source_generations", "Times a source's knowledge began anew", |row| row.n_generations),
+        Series::seconds(
+            "event_source_lag_seconds",
+            "Time from the engine's clock in the source's last live batch to the index, clocks of two machines included",
+            |row| row.lag,
+        ),
     ];
 
     fn label_values(&self) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -41,8 +42,17 @@ pub(super) enum Read<R> {
     One(fn(&R) -> u64),
     /// One value, or none where it is not a question.
     Maybe(fn(&R) -> Option<u64>),
+    /// A time, or none where there is none yet.
+    Seconds(fn(&R) -> Option<Duration>),
     /// One value for each value of a further label.
     By(Label, fn(&R) -> Vec<(&'static str, u64)>),
+}
+
+/// One value of a row.
+#[derive(Clone, Copy)]
+enum Value {
+    Count(u64),
+    Seconds(Duration),
 }
 
 /// The rows of one kind.
@@ -58,6 +68,11 @@ impl<R> Series<R> {
 
     pub(super) const fn gauge(name: &'static str, help: &'static str, read: fn(&R) -> u64) -> Self {
         Self { name, help, kind: Kind::Gauge, read: Read::One(read) }
+    }
+
+    /// A gauge whose name ends with its unit.
+    pub(super) const fn seconds(name: &'static str, help: &'static str, read: fn(&R) -> Option<Duration>) -> Self {
+        Self { name, help, kind: Kind::Gauge, read: Read::Seconds(read) }
     }
 
     pub(super) const fn counter_by(
@@ -83,17 +98,19 @@ impl<R> Read<R> {
     /// The label that the values are told apart by.
     pub(super) fn label(&self) -> Option<Label> {
         match self {
-            Self::One(_) | Self::Maybe(_) => None,
+            Self::One(_) | Self::Maybe(_) | Self::Seconds(_) => None,
             Self::By(label, _) => Some(*label),
         }
     }
 
     /// The values of `row`, each with its value of the further label.
-    fn values(&self, row: &R) -> Vec<(Option<&'static str>, u64)> {
+    fn values(&self, row: &R) -> Vec<(Option<&'static str>, Value)> {
+        let count = |value| (None, Value::Count(value));
         match self {
-            Self::One(read) => vec![(None, read(row))],
-            Self::Maybe(read) => read(row).map(|value| (None, value)).into_iter().collect(),
-            Self::By(_, read) => read(row).into_iter().map(|(name, value)| (Some(name), value)).collect(),
+            Self::One(read) => vec![count(read(row))],
+            Self::Maybe(read) => read(row).map(count).into_iter().collect(),
+            Self::Seconds(read) => read(row).map(|time| (None, Value::Seconds(time))).into_iter().collect(),
+            Self::By(_, read) => read(row).into_iter().map(|(name, value)| (Some(name), Value::Count(value))).collect(),
         }
     }
 }
@@ -154,10 +171,11 @@ fn encode_values<R>(metric: &mut MetricEncoder<'_>, series: &Series<R>, labels: 
     Ok(())
 }
 
-fn encode_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: u64) -> fmt::Result {
-    match kind {
-        Kind::Counter => metric.encode_counter::<NoLabelSet, u64, u64>(&value, None),
-        _ => metric.encode_gauge(&value),
+fn encode_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: Value) -> fmt::Result {
+    match (kind, value) {
+        (Kind::Counter, Value::Count(value)) => metric.encode_counter::<NoLabelSet, u64, u64>(&value, None),
+        (_, Value::Count(value)) => metric.encode_gauge(&value),
+        (_, Value::Seconds(time)) => metric.encode_gauge(&time.as_secs_f64()),
     }
 }
 

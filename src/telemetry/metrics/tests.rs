@@ -33,6 +33,7 @@ fn source_row() -> SourceRow {
         n_quarantines: 11,
         n_panics: 12,
         n_generations: 13,
+        lag: None,
     }
 }
 
@@ -51,7 +52,7 @@ fn counts_appear_under_their_labels() {
     metrics.count_left_to_envoy("unknown_model");
     metrics.count_immediate_response("no_endpoint");
     metrics.count_stream_panic();
-    metrics.count_misconfigured_stream("STREAMED");
+    metrics.count_misconfigured_stream("streamed");
     metrics.count_pick_not_served(&model(), NotServedCause::OtherEndpoint);
     metrics.count_endpoint_avoided(&model());
     metrics.count_event_sources_refused(&model(), 2);
@@ -68,7 +69,7 @@ fn counts_appear_under_their_labels() {
         r#"warmroute_left_to_envoy_total{reason="unknown_model"} 1"#,
         r#"warmroute_immediate_responses_total{reason="no_endpoint"} 1"#,
         "warmroute_stream_panics_total 1",
-        r#"warmroute_misconfigured_streams_total{mode="STREAMED"} 1"#,
+        r#"warmroute_misconfigured_streams_total{mode="streamed"} 1"#,
         r#"warmroute_picks_not_served_total{model="llama",cause="other_endpoint"} 1"#,
         r#"warmroute_endpoint_avoided_total{model="llama"} 1"#,
         r#"warmroute_event_sources_refused_total{model="llama"} 2"#,
@@ -132,6 +133,26 @@ fn series_of_an_endpoint_leave_with_it() {
     let text = metrics.encode();
     assert!(!text.contains("10.0.0.1:8000"), "{text}");
     assert_line(&text, r#"warmroute_endpoint_in_flight{model="llama",endpoint="10.0.0.1:8001"} 0"#);
+}
+
+#[test]
+fn the_lag_of_a_source_is_in_seconds_and_leaves_with_it() {
+    let metrics = Metrics::new();
+    let lag = Arc::new(std::sync::Mutex::new(vec![Some(Duration::from_millis(250)), None]));
+    let reader = Arc::clone(&lag);
+    let row = |(lag, rank): (&Option<Duration>, u32)| SourceRow { rank, lag: *lag, ..source_row() };
+    let rows = move || reader.lock().unwrap().iter().zip(0..).map(row).collect();
+    metrics.set_source_collector(Box::new(rows));
+    let lags = || {
+        let text = metrics.encode();
+        let lines = text.lines().filter(|line| line.starts_with("warmroute_event_source_lag_seconds{"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let series = r#"warmroute_event_source_lag_seconds{model="llama",endpoint="10.0.0.1:8000",rank="0"} 0.25"#;
+    assert_eq!(lags(), [series], "a source that has sent nothing live has none");
+
+    lag.lock().unwrap().clear();
+    assert!(lags().is_empty());
 }
 
 #[test]
