@@ -727,7 +727,8 @@ fn concurrent_picks_events_and_lookups_leave_nothing_behind() {
                             "endpoint {id} with {n_blocks} blocks of conversation {n}"
                         );
                     }
-                    assert!(index.promises().n_blocks() <= 4 * N_BLOCKS as usize);
+                    // What is removed is counted out once per chain, so each of the eight may be late by one.
+                    assert!(index.promises().n_blocks() <= (4 + 8) * N_BLOCKS as usize);
                 }
             });
         }
