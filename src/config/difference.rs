@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::Config;
@@ -18,11 +19,18 @@ pub struct Difference {
 }
 
 impl Config {
-    /// The settings of `other` that are not as here. Values are not shown: an address may be nobody's business.
+    /// The settings of `other` that are not as here. Models are matched by their names, their order means nothing; they
+    /// are shown at their place in `other`, and those that it has no more behind its last. Values are not shown: an
+    /// address may be nobody's business.
     pub fn difference(&self, other: &Self) -> Difference {
-        let tree = |config: &Self| serde_json::to_value(config).expect("a configuration has only text keys");
         let mut paths = BTreeSet::new();
-        compare(Some(&tree(self)), Some(&tree(other)), "", &mut paths);
+        compare(Some(&tree(&without_models(self))), Some(&tree(&without_models(other))), "", &mut paths);
+        let of = |name: &str, config: &Self| config.models.iter().find(|model| &*model.name == name).map(tree);
+        let gone = self.models.iter().map(|model| &*model.name).filter(|name| of(name, other).is_none());
+        let names = other.models.iter().map(|model| &*model.name).chain(gone);
+        for (idx, name) in names.enumerate() {
+            compare(of(name, self).as_ref(), of(name, other).as_ref(), &format!("models[{idx}]"), &mut paths);
+        }
         let (live, at_start) = paths.into_iter().partition(|path| is_live(path));
         Difference { live, at_start }
     }
@@ -63,6 +71,14 @@ impl Config {
             }
         }
     }
+}
+
+fn without_models(config: &Config) -> Config {
+    Config { models: Vec::new(), ..config.clone() }
+}
+
+fn tree(settings: &impl Serialize) -> Value {
+    serde_json::to_value(settings).expect("a configuration has only text keys")
 }
 
 fn is_live(path: &str) -> bool {
@@ -119,6 +135,16 @@ mod tests {
         let (live, at_start) = difference(&old, &new);
         assert_eq!(live, ["log.filter", "models[0].rollout.percent", "rollout.mode", "rollout.record.path"]);
         assert_eq!(at_start, ["limits.body_bytes", "log.format", "models[0].aliases[0]", "models[1]"]);
+    }
+
+    #[test]
+    fn the_order_of_models_means_nothing() {
+        let of = |models: &[&str]| format!("models: [{}]", models.join(", "));
+        let (a, b, b_changed) = (model("a", ""), model("b", ""), model("b", "aliases: [x], rollout: {percent: 5}, "));
+        assert_eq!(difference(&of(&[&a, &b]), &of(&[&b, &a])), (vec![], vec![]));
+        let (live, at_start) = difference(&of(&[&a, &b]), &of(&[&b_changed, &a]));
+        assert_eq!((live, at_start), (vec!["models[0].rollout.percent".into()], vec!["models[0].aliases[0]".into()]));
+        assert_eq!(difference(&of(&[&a, &b]), &of(&[&b])), (vec![], vec!["models[1]".to_owned()]));
     }
 
     #[test]

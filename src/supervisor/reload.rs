@@ -3,12 +3,13 @@
 //! The whole file is read and compared each time, for the reasons of [`crate::discovery::file`]: a ConfigMap changes by
 //! the swap of a symlink. What is found is parsed whole, as at a start. A file with faults changes nothing and is named
 //! once with all of them, and so is one that would take effect too early: a rollout that waits for Envoy to be set up
-//! otherwise. Of a good one, what may change at run time does, for requests that come from then on; streams
-//! that are open go on as they began. What else differs is named once, and waits for the next start.
+//! otherwise. It is tried again at each interval all the same, since a fault may lie in another file that it names, and
+//! a key that cannot be read for a moment must not hold back the `off` that is written in that moment. Of a good one,
+//! what may change at run time does, for requests that come from then on; streams that are open go on as they began.
+//! What else differs is named once, and waits for the next start.
 
 use std::convert::Infallible;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,9 +80,19 @@ pub(super) struct Reload {
     /// What is in force: the settings of the start, with those that have changed since.
     in_force: Config,
     file: ConfigFile,
-    /// The text that was looked at last; none after it could not be read.
-    seen: Option<String>,
+    seen: Seen,
     live: Live,
+}
+
+/// What came of the file when it was looked at last.
+#[derive(Debug)]
+enum Seen {
+    /// This text was taken: it holds, or will at the next start.
+    Taken(String),
+    /// This text has faults, which may be those of other files.
+    Refused { text: String, faults: String },
+    /// It could not be read.
+    Unreadable,
 }
 
 /// Why the file is looked at.
@@ -94,7 +105,7 @@ enum Reason {
 
 impl Reload {
     pub(super) fn new(config: &Config, ConfigText { file, text }: ConfigText, live: Live) -> Self {
-        Self { in_force: config.clone(), file, seen: Some(text), live }
+        Self { in_force: config.clone(), file, seen: Seen::Taken(text), live }
     }
 
     /// Looks until `shutdown`.
@@ -120,13 +131,13 @@ impl Reload {
             Ok(text) => text,
             Err(error) => return self.unreadable(&error, reason),
         };
-        if self.seen.as_ref() != Some(&text) {
-            match self.settled(text).await {
+        match &self.seen {
+            Seen::Taken(seen) if *seen == text && reason == Reason::Interval => {}
+            Seen::Taken(seen) | Seen::Refused { text: seen, .. } if *seen == text => self.take(text, reason).await,
+            _ => match self.settled(text).await {
                 Ok(text) => self.take(text, reason).await,
                 Err(error) => self.unreadable(&error, reason),
-            }
-        } else if reason == Reason::Signal {
-            self.take(text, reason).await;
+            },
         }
     }
 
@@ -161,7 +172,8 @@ impl Reload {
     }
 
     fn unreadable(&mut self, error: &ReadError, reason: Reason) {
-        if self.seen.take().is_some() || reason == Reason::Signal {
+        let is_known = matches!(std::mem::replace(&mut self.seen, Seen::Unreadable), Seen::Unreadable);
+        if !is_known || reason == Reason::Signal {
             let error = error_chain(error);
             warn!(error, "the configuration cannot be read again, the one in force stays");
             self.live.metrics.count_reload(metrics::Reload::Unreadable);
@@ -174,15 +186,26 @@ impl Reload {
             Ok(parsed) => parsed,
             Err(error) => return self.unreadable(&error, reason),
         };
-        let result = match parsed.and_then(|config| self.usable(config)) {
-            Ok(config) => self.apply(&config),
-            Err(error) => {
-                refuse(self.file.path(), &error);
-                metrics::Reload::Refused
+        match parsed.and_then(|config| self.usable(config)) {
+            Ok(config) => {
+                let result = self.apply(&config);
+                self.seen = Seen::Taken(text);
+                self.live.metrics.count_reload(result);
             }
-        };
-        self.seen = Some(text);
-        self.live.metrics.count_reload(result);
+            Err(error) => self.refuse(text, &error, reason),
+        }
+    }
+
+    fn refuse(&mut self, text: String, error: &config::Error, reason: Reason) {
+        let faults = shown(error);
+        let is_known =
+            matches!(&self.seen, Seen::Refused { text: old, faults: known } if *old == text && *known == faults);
+        if !is_known || reason == Reason::Signal {
+            let path = self.file.path().display();
+            warn!(%path, faults, "the configuration cannot be used, the one in force stays");
+            self.live.metrics.count_reload(metrics::Reload::Refused);
+        }
+        self.seen = Seen::Refused { text, faults };
     }
 
     /// A configuration that the router can take as it runs.
@@ -208,12 +231,11 @@ impl Reload {
     }
 }
 
-fn refuse(path: &Path, error: &config::Error) {
-    let faults = match error {
+fn shown(error: &config::Error) -> String {
+    match error {
         config::Error::Faults(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
         config::Error::Yaml(_) => error.to_string(),
-    };
-    warn!(path = %path.display(), faults, "the configuration cannot be used, the one in force stays");
+    }
 }
 
 /// Without an interval only a signal ends the wait.

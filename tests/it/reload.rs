@@ -181,6 +181,32 @@ async fn a_broken_file_keeps_the_old_and_is_named_once_with_all_faults() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_another_file_held_back_is_taken_once_that_file_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, key) = (dir.path().join("config.yaml"), dir.path().join("key"));
+    let with = |mode: &str| often(&format!("mode: {mode}, record: {{key_file: {}}}", key.display()));
+    std::fs::write(&key, "a key of the record").unwrap();
+    std::fs::write(&file, with("active")).unwrap();
+    let mut running = Running::start_with(dir, file, &[]).await;
+    std::fs::remove_file(&key).unwrap();
+    running.write(&with("\"off\""));
+    let event = running.process.wait_for_log("the configuration cannot be used, the one in force stays");
+    assert!(event["faults"].as_str().unwrap().contains("rollout.record.key_file"), "{event}");
+    // It is tried several times, and counted as one refusal.
+    tokio::time::sleep(std::time::Duration::from_millis(350)).await;
+    running.wait_reloads("refused", 1);
+    running.wait_mode("active");
+
+    std::fs::write(&key, "a key of the record").unwrap();
+    running.wait_mode("off");
+    running.wait_reloads("applied", 1);
+    wait_for_metric(&running.admin, "warmroute_config_last_reload_successful 1");
+    assert_eq!(running.destination().await, None);
+    let log = running.stop();
+    assert_eq!(log.matches("the configuration cannot be used").count(), 0, "it was named once: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_swap_of_a_config_map_is_seen() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
