@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use axum::routing::get;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use warmroute::config::Config;
@@ -178,23 +180,27 @@ impl TlsEngine {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream.unwrap());
-                // A client that refuses the certificate breaks off, and so does the conversation.
-                while let Some(request) = read_request(&mut stream) {
-                    noted.lock().unwrap().push(request);
-                    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 26\r\n\r\n{\"count\":2,\"tokens\":[1,2]}";
-                    stream.write_all(answer.as_bytes()).unwrap();
-                    stream.flush().unwrap();
-                }
+                let noted = noted.clone();
+                std::thread::spawn(move || {
+                    // A client that refuses the certificate breaks off, and so does the conversation.
+                    while let Some(request) = read_request(&mut stream) {
+                        noted.lock().unwrap().push(request);
+                        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 26\r\n\r\n{\"count\":2,\"tokens\":[1,2]}";
+                        stream.write_all(answer.as_bytes()).unwrap();
+                        stream.flush().unwrap();
+                    }
+                });
             }
         });
         Self { address, certificate: certificate.pem(), requests }
     }
 }
 
-/// Head and body of a request whose body is `{}`.
+/// Head and body of a request whose body is `{}`, or that has none.
 fn read_request(stream: &mut impl Read) -> Option<String> {
     let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n{}") {
+    let end: &[u8] = b"\r\n\r\n";
+    while !(request.ends_with(end) && request.starts_with(b"GET ") || request.ends_with(&[end, b"{}"].concat())) {
         let mut byte = [0];
         stream.read_exact(&mut byte).ok()?;
         request.push(byte[0]);
@@ -251,6 +257,26 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
         plain.post_json(&engine.address.into(), "/tokenize", b"{}".to_vec(), 100).await.is_err(),
         "not a word of TLS"
     );
+}
+
+/// Whether `warmroute doctor` reaches the engine, without a configuration that says how.
+fn is_reached_by_doctor(engine: &TlsEngine, more: &[&str]) -> bool {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warmroute"));
+    command.args(["doctor", "--json", "--no-request", "--timeout", "2s", "--events", "tcp://127.0.0.1:1"]);
+    let output = command.args(["--engine", &format!("https://{}", engine.address)]).args(more).output().unwrap();
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reachable = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "reachable").unwrap();
+    reachable["verdict"] == "ok"
+}
+
+#[test]
+fn doctor_asks_an_engine_over_the_scheme_of_its_url() {
+    let (engine, other) = (TlsEngine::start(), TlsEngine::start());
+    let ca = File::with("doctor-ca", &engine.certificate);
+    let trusting = ["--ca", ca.0.to_str().unwrap()];
+    assert!(is_reached_by_doctor(&engine, &trusting));
+    assert!(engine.requests.lock().unwrap().iter().any(|request| request.starts_with("get /version http/1.1\r\n")));
+    assert!(!is_reached_by_doctor(&other, &trusting), "nobody vouches for it");
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use futures_util::future::join_all;
 
 use self::judge::{Expected, Outcome};
 use self::observe::Means;
+use self::targets::EngineTarget;
 use crate::config::{Config, Human, ZmqEndpoint};
 use crate::engine::{Base, BuildError, EngineClient};
 use crate::tokenizer::local::{LoadError, LocalTokenizer};
@@ -55,7 +56,7 @@ pub struct Options {
     /// File with the engines' API key.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// PEM file with the certificates that an engine's may be signed by.
+    /// PEM file with the certificates that an engine's may be signed by; without it, those of the system.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// A PYTHONHASHSEED to try, beside none, "0" and the configured one; may be given several times.
@@ -130,7 +131,7 @@ pub enum Error {
 /// [`Error`] when they cannot be looked at.
 pub fn run(options: &Options, config: Option<&Config>, mut output: impl Write) -> Result<ExitCode, Error> {
     let model = targets::configured(config, options.model.as_deref())?;
-    let client = EngineClient::new(&targets::access(options, model))?;
+    let access = targets::access(options, model);
     let local = options.tokenizer.as_deref().map(LocalTokenizer::load).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     let name = options.model.as_deref().or(model.map(|model| &*model.name));
@@ -142,7 +143,10 @@ pub fn run(options: &Options, config: Option<&Config>, mut output: impl Write) -
             model: name,
             local: local.as_ref(),
         };
-        let seen = join_all(targets.iter().map(|target| observe::observe(target, client.clone(), &means))).await;
+        let client = |target: &EngineTarget| EngineClient::new(&access.of_base(&target.http));
+        let clients = targets.iter().map(client).collect::<Result<Vec<_>, _>>()?;
+        let observed = targets.iter().zip(clients).map(|(target, client)| observe::observe(target, client, &means));
+        let seen = join_all(observed).await;
         Ok::<_, Error>(targets.into_iter().map(|target| target.configured).zip(seen).collect::<Vec<_>>())
     })?;
     // A name server that hangs holds a thread.

@@ -6,13 +6,13 @@ use super::observe::chain;
 use super::{Error, Options};
 use crate::config::{Config, Discovery, Model, ZmqEndpoint};
 use crate::discovery::event_sources::RankSource;
-use crate::engine::{Access, Base, Target};
+use crate::engine::{Access, Base};
 
 /// One engine to look at.
 #[derive(Clone, Debug)]
 pub(super) struct EngineTarget {
     /// Where it is asked.
-    pub(super) http: Target,
+    pub(super) http: Base,
     /// Its address, at which its events are looked for; why there is none.
     pub(super) ip: Result<IpAddr, String>,
     /// `--events` and `--replay`.
@@ -35,7 +35,7 @@ pub(super) fn configured<'a>(config: Option<&'a Config>, name: Option<&str>) -> 
     found.map(Some).ok_or_else(|| Error::Model { found: name.map(str::to_owned), expected: names() })
 }
 
-/// How the engines are reached.
+/// How the engines are reached, each over the scheme of its URL.
 pub(super) fn access(options: &Options, model: Option<&Model>) -> Access {
     let mut access = model.map(|model| model.engine.clone()).unwrap_or_default();
     if let Some(path) = &options.api_key_file {
@@ -74,7 +74,7 @@ pub(super) async fn targets(options: &Options, model: Option<&Model>) -> Result<
         let address = look_up(engine).await;
         let sources = listed.iter().find(|endpoint| address.as_ref() == Ok(&endpoint.address));
         targets.push(EngineTarget {
-            http: engine.clone().into(),
+            http: engine.clone(),
             ip: address.map(|address| address.ip()),
             events: options.events.get(engine_idx).cloned(),
             replay: options.replay.get(engine_idx).cloned(),
@@ -84,8 +84,8 @@ pub(super) async fn targets(options: &Options, model: Option<&Model>) -> Result<
     Ok(targets)
 }
 
-fn base(text: &str) -> Target {
-    text.parse::<Base>().expect("a scheme and an address are a URL").into()
+fn base(text: &str) -> Base {
+    text.parse().expect("a scheme and an address are a URL")
 }
 
 async fn look_up(engine: &Base) -> Result<SocketAddr, String> {

@@ -3,7 +3,8 @@
 use super::seen::{Hash, Stored};
 use crate::routing::hash::{BlockHasher, BlockSize, Digest, HashAlgorithm};
 
-/// Chains that are tried: those that are live first, since they are of the process that runs now.
+/// Chains that are tried: those of prompts of ours first, whose tokens are known from elsewhere, then those that are live,
+/// since they are of the process that runs now.
 const MOST_CHAINS: usize = 8;
 
 /// How blocks are hashed.
@@ -45,11 +46,13 @@ impl Trial {
     }
 }
 
-/// Tries every algorithm with every one of `seeds`.
-pub(super) fn trial(stored: &[Stored], seeds: &[Option<String>]) -> Trial {
+/// Tries every algorithm with every one of `seeds`, on what is `stored` of `prompts` above all.
+pub(super) fn trial(stored: &[Stored], prompts: &[&[u32]], seeds: &[Option<String>]) -> Trial {
     let is_evidence = |chain: &&Stored| chain.parent.is_none() && chain.is_plain && chain.is_dense();
-    let (live, old): (Vec<&Stored>, Vec<&Stored>) = stored.iter().filter(is_evidence).partition(|chain| chain.is_live);
-    let chains: Vec<&Stored> = live.into_iter().chain(old.into_iter().rev()).take(MOST_CHAINS).collect();
+    let is_ours = |chain: &&Stored| prompts.iter().any(|prompt| prompt.starts_with(&chain.tokens));
+    let (ours, others): (Vec<_>, Vec<_>) = stored.iter().filter(is_evidence).partition(is_ours);
+    let (live, old): (Vec<_>, Vec<_>) = others.into_iter().partition(|chain| chain.is_live);
+    let chains: Vec<_> = ours.into_iter().chain(live).chain(old.into_iter().rev()).take(MOST_CHAINS).collect();
     if chains.is_empty() {
         return Trial::NoMaterial;
     }
@@ -133,7 +136,7 @@ pub(super) mod tests {
                 if BlockHasher::new(algorithm, seed.as_deref()).is_err() {
                     continue;
                 }
-                let found = trial(&[announced(algorithm, seed.as_deref(), &tokens)], &seeds());
+                let found = trial(&[announced(algorithm, seed.as_deref(), &tokens)], &[], &seeds());
                 assert_eq!(found.scheme(), Some(&Scheme { algorithm, seed: seed.clone() }), "{algorithm} {seed:?}");
             }
         }
@@ -142,9 +145,9 @@ pub(super) mod tests {
     #[test]
     fn a_root_that_is_not_tried_leaves_the_algorithm_where_hashes_come_whole() {
         for algorithm in HashAlgorithm::ALL {
-            let found = trial(&[whole(algorithm, "other")], &seeds());
+            let found = trial(&[whole(algorithm, "other")], &[], &seeds());
             assert_eq!(found, Trial::NoMatch { n_chains: 1, algorithm: Some(algorithm) });
-            let found = trial(&[announced(algorithm, Some("other"), &[1, 2, 3, 4, 5, 6, 7, 8])], &seeds());
+            let found = trial(&[announced(algorithm, Some("other"), &[1, 2, 3, 4, 5, 6, 7, 8])], &[], &seeds());
             assert_eq!(found, Trial::NoMatch { n_chains: 1, algorithm: None });
         }
     }
@@ -157,9 +160,21 @@ pub(super) mod tests {
         let keyed = Stored { is_plain: false, ..chain.clone() };
         let later = Stored { parent, ..chain.clone() };
         let empty = Stored { hashes: Vec::new(), tokens: Vec::new(), ..chain.clone() };
-        assert_eq!(trial(&[sparse, keyed, later, empty], &seeds()), Trial::NoMaterial);
+        assert_eq!(trial(&[sparse, keyed, later, empty], &[], &seeds()), Trial::NoMaterial);
         let foreign = announced(HashAlgorithm::Sha256, Some("other"), &[1, 2, 3, 4]);
-        let found = trial(&[foreign, chain], &seeds());
+        let found = trial(&[foreign, chain], &[], &seeds());
         assert!(matches!(found, Trial::Match { n_equal: 1, n_chains: 2, .. }), "{found:?}");
+    }
+
+    #[test]
+    fn what_was_stored_of_our_prompts_is_not_crowded_out() {
+        let prompt: Vec<u32> = (0..10).collect();
+        let foreign = (0..20).map(|salt| announced(HashAlgorithm::Sha256, Some("other"), &[100 + salt, 1, 2, 3]));
+        let ours = announced(HashAlgorithm::Sha256, None, &prompt[..8]);
+        let later = Stored { is_live: false, ..ours };
+        let stored: Vec<_> = foreign.chain([later]).collect();
+        assert_eq!(trial(&stored, &[], &seeds()).scheme(), None);
+        let found = trial(&stored, &[&prompt], &seeds());
+        assert!(matches!(found, Trial::Match { n_equal: 1, n_chains: MOST_CHAINS, .. }), "{found:?}");
     }
 }

@@ -156,7 +156,8 @@ impl<'a> Patient<'a> {
     fn of(seen: &'a Seen, configured: &'a [RankSource], expected: &Expected) -> Self {
         let release = seen.version.answer().and_then(|version| Release::parse(version));
         let stored: Vec<_> = seen.ranks.iter().flat_map(|rank| rank.stored.iter().cloned()).collect();
-        Self { seen, release, trial: trial(&stored, &expected.seeds), configured }
+        let prompts: Vec<_> = seen.probes.iter().filter_map(|probe| probe.tokens()).collect();
+        Self { seen, release, trial: trial(&stored, &prompts, &expected.seeds), configured }
     }
 
     /// Whether its release is known to be older than `release`.

@@ -49,7 +49,7 @@ pub(super) struct Means<'a> {
 
 /// Looks at an engine.
 pub(super) async fn observe(target: &EngineTarget, client: EngineClient, means: &Means<'_>) -> Seen {
-    let http = Http { client, target: target.http.clone(), timeout: means.timeout };
+    let http = Http { client, target: target.http.clone().into(), timeout: means.timeout };
     let (reach, date_skew) = match &target.ip {
         Ok(_) => http.reach().await,
         Err(why) => (Err(why.clone()), None),
