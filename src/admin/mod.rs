@@ -1,4 +1,4 @@
-//! The HTTP port for operators: metrics, liveness, readiness and event sources.
+//! The HTTP port for operators: metrics, liveness, readiness, event sources, decisions and the live page.
 //!
 //! | path | answer |
 //! |---|---|
@@ -7,8 +7,11 @@
 //! | `/livez` | 200 while the process serves; depends on nothing else, so that no outage restarts us |
 //! | `/readyz` | 200 when ready, else 503 and one line per reason, from [`health::Readiness`] |
 //! | `/sources` | every event source with what it knows, a JSON list of [`sources::SourceRow`]s |
+//! | `/overview` | what the page and `warmroute top` poll, in one answer, see [`overview`]; added by the caller, as are the following |
+//! | `/explain`, `/decisions`, `/endpoints`, `/index` | decisions, past ones and dry runs, and what they rest on, see [`crate::extproc::explain`] |
+//! | `/snapshots` | what is known of each source, hashes of blocks included, for siblings, see [`crate::snapshots`] |
 //!
-//! Other modules' routes are added by the caller, and are under the same limits.
+//! All are under the same limits, and all but the first four behind the [`guard`].
 //!
 //! HTTP/1 only, and each connection has limits on its headers, its number and its life: the port is open to the
 //! cluster, and whoever holds connections must not keep the kubelet's probes out.
@@ -178,7 +181,6 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::health::Condition;
-    use super::sources::SourceDigest;
     use std::io;
     use std::net::SocketAddr;
     use std::sync::Mutex;
@@ -217,7 +219,7 @@ mod tests {
             rank: 0,
             state: "live",
             last_seq: None,
-            digest: SourceDigest { n_blocks: 5, sum: 1 },
+            n_blocks: 5,
             proved: Vec::new(),
             generations: 1,
             gaps: 0,
@@ -307,7 +309,7 @@ mod tests {
         let (_, body) = response.split_once("\r\n\r\n").unwrap();
         let rows: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(rows.as_array().unwrap().len(), 2);
-        assert_eq!((&rows[0]["endpoint"], &rows[0]["digest"]["n_blocks"]), (&"127.0.0.1:8000".into(), &5.into()));
+        assert_eq!((&rows[0]["endpoint"], &rows[0]["n_blocks"]), (&"127.0.0.1:8000".into(), &5.into()));
     }
 
     #[tokio::test]

@@ -1,13 +1,14 @@
-//! What each event source knows, for people and for scripts that compare two replicas.
+//! What each event source knows, for people and for scripts.
 //!
-//! Replicas that follow the same engines agree: where a source has the same `last_seq` in both, its `digest` is the
-//! same too. Counts only: neither hashes of blocks nor anything of a prompt.
+//! Counts only: neither hashes of blocks nor anything of a prompt, nor a digest of what a source holds, since of a single
+//! block it would be the hash. Who compares the contents of two replicas finds it at `/snapshots`, which has the
+//! hashes themselves.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// One source, as an object of the JSON list.
 #[derive(Clone, Debug, Serialize)]
@@ -22,8 +23,8 @@ pub struct SourceRow {
     pub state: &'static str,
     /// Number of the last batch applied; null: none yet.
     pub last_seq: Option<u64>,
-    /// What the index holds for the source.
-    pub digest: SourceDigest,
+    /// Blocks that the index holds for the source.
+    pub n_blocks: u64,
     /// Names of the kinds of hashes that are proved, hence credited.
     pub proved: Vec<String>,
     /// Generations started since the source was added, as are the counts below.
@@ -37,21 +38,6 @@ pub struct SourceRow {
     /// Time from the engine's clock in the last live batch to the index; null: none yet. It contains the difference of
     /// two machines' clocks, and is 0 where the engine's is ahead by more.
     pub lag_ms: Option<u64>,
-}
-
-/// What a source holds, equal for equal contents in whatever order they came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SourceDigest {
-    /// Blocks held.
-    pub n_blocks: u64,
-    /// Sum of their hashes, as 16 hexadecimal digits: JSON numbers are exact only up to 2^53.
-    #[serde(serialize_with = "hexadecimal")]
-    pub sum: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn hexadecimal<S: Serializer>(sum: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{sum:016x}"))
 }
 
 /// Reads the rows from their owner at each request; neither blocks nor awaits.
@@ -94,7 +80,7 @@ mod tests {
             rank,
             state: "live",
             last_seq: Some(7),
-            digest: SourceDigest { n_blocks: 3, sum: 0xab },
+            n_blocks: 3,
             proved: vec!["plain".to_owned()],
             generations: 1,
             gaps: 2,
@@ -108,7 +94,7 @@ mod tests {
     fn row_is_a_json_object_of_counts() {
         let expected = json!({
             "model": "m", "endpoint": "127.0.0.1:8000", "rank": 0, "state": "live", "last_seq": 7,
-            "digest": {"n_blocks": 3, "sum": "00000000000000ab"}, "proved": ["plain"], "generations": 1, "gaps": 2,
+            "n_blocks": 3, "proved": ["plain"], "generations": 1, "gaps": 2,
             "replays": 4,
             "last_event_ms": 5, "lag_ms": 2,
         });

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::admin::AdminState;
 use crate::admin::guard::Guard;
 use crate::admin::health::{Condition, Readiness};
-use crate::admin::sources::{self, ReadSources, SourceDigest};
+use crate::admin::sources::{self, ReadSources};
 use crate::config::{self, Alias, Config};
 use crate::discovery::outage::error_chain;
 use crate::engine::ApiKey;
@@ -406,7 +406,7 @@ fn shown_source(status: &SourceStatus) -> sources::SourceRow {
         rank: status.rank,
         state: status.state.as_str(),
         last_seq: status.last_seq.map(|seq| seq.0),
-        digest: SourceDigest { n_blocks: status.digest.n_blocks, sum: status.digest.sum },
+        n_blocks: status.digest.n_blocks,
         proved: status.proved.names(),
         generations: status.n_generations,
         gaps: status.n_gaps,

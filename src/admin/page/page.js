@@ -250,7 +250,7 @@ const sources = new Table(byId("sources"), {
     { key: "rank", title: "Rank", number: true },
     { key: "model", title: "Model" },
     { key: "state", title: "State", cell: (row) => stateCell(row.state) },
-    { key: "blocks", title: "Blocks", number: true, by: (row) => row.digest?.n_blocks, cell: (row) => count(row.digest?.n_blocks) },
+    { key: "blocks", title: "Blocks", number: true, by: (row) => row.n_blocks, cell: (row) => count(row.n_blocks) },
     { key: "last_seq", title: "Last batch", number: true, cell: (row) => count(row.last_seq) },
     { key: "last_event_ms", title: "Last event", number: true, cell: (row) => (row.last_event_ms == null ? "–" : ago(row.last_event_ms)) },
     { key: "proved", title: "Proved hashes", by: (row) => (row.proved ?? []).join(), cell: (row) => (row.proved ?? []).join(", ") || "–" },
