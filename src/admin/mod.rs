@@ -45,9 +45,12 @@ use self::health::Readiness;
 use self::sources::{ReadSources, SourceRow};
 use crate::telemetry::metrics::{self, Metrics};
 
+/// Longest life of a connection, and so the longest that an answer may take: that of a dry run, whose question for tokens
+/// has the budget that the configuration gives it. Whoever asks for one waits as long.
+pub(crate) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Limits of one connection, and of their number. Probes and scrapes take milliseconds.
 const LIMITS: Limits =
-    Limits { n_connections: 256, header_timeout: Duration::from_secs(5), connection_timeout: Duration::from_secs(60) };
+    Limits { n_connections: 256, header_timeout: Duration::from_secs(5), connection_timeout: CONNECTION_TIMEOUT };
 /// Most bytes that the head of a request may have; 8 KiB is the least that hyper takes.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Pause after a failed accept, which mostly means that file descriptors have run out.

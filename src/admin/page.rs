@@ -1,9 +1,9 @@
 //! The page at `/`: what `/overview` says, live, for a browser.
 //!
 //! Its files are part of the program and load nothing from anywhere else. They hold no data, so they are served to
-//! anyone: the page asks for the token itself when `/overview` wants one. What the router says, names of models from
-//! clients' requests among it, is shown as text nodes; the content security policy forbids scripts and styles that
-//! are not among these files, whatever a future edit gets wrong.
+//! anyone: the page asks for the token itself when `/overview` wants one. What the router says, request ids that
+//! clients chose and names that engines gave their adapters among it, is shown as text nodes; the content security
+//! policy forbids scripts and styles that are not among these files, whatever a future edit gets wrong.
 
 use axum::Router;
 use axum::http::header::{
@@ -63,6 +63,14 @@ mod tests {
             assert_eq!(answer.headers()[CONTENT_SECURITY_POLICY], POLICY, "{path}");
             assert_eq!(answer.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
         }
+    }
+
+    #[test]
+    fn a_dry_run_is_waited_for_as_long_as_the_port_may_take() {
+        let page = FILES.iter().find(|(path, ..)| *path == "/page.js").expect("it is one of them").2;
+        let expected = format!("const DRY_RUN_PATIENCE_MS = {};", crate::admin::CONNECTION_TIMEOUT.as_millis());
+        assert!(page.contains(&expected), "no {expected:?}");
+        assert!(page.contains("patience: DRY_RUN_PATIENCE_MS"), "it is not used");
     }
 
     /// Everything that the files import or link is one of them, and there is nothing that the policy would refuse.

@@ -8,11 +8,14 @@ use clap::Args;
 use reqwest::header::{CONNECTION, CONTENT_TYPE};
 use reqwest::{Client, Method, StatusCode};
 
+use crate::admin::CONNECTION_TIMEOUT;
 use crate::engine::plain_http;
 use crate::snapshots::Sibling;
 
-/// Longest wait for an answer: a dry run tokenizes, which has a budget of its own below this.
+/// Longest wait for what the router has at hand.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a dry run: it tokenizes, which has the budget that the configuration gives it.
+const DRY_RUN_TIMEOUT: Duration = CONNECTION_TIMEOUT;
 /// Most characters of a refusal that are shown.
 const MAX_REASON: usize = 400;
 
@@ -90,7 +93,7 @@ impl AdminPort {
     /// When it cannot be read, or the client not be made.
     pub fn new(options: Options) -> Result<Self, Error> {
         let token = options.token_file.as_deref().map(read_token).transpose()?;
-        let client = plain_http().timeout(ANSWER_TIMEOUT).build().map_err(|error| Error::Setup(error.into()))?;
+        let client = plain_http().build().map_err(|error| Error::Setup(error.into()))?;
         Ok(Self { router: options.router, token, client })
     }
 
@@ -104,20 +107,20 @@ impl AdminPort {
     /// # Errors
     /// When there is no answer, or another than 200.
     pub async fn get(&self, path: &str) -> Result<String, Error> {
-        self.ask(Method::GET, path, Vec::new()).await
+        self.ask(Method::GET, path, Vec::new(), ANSWER_TIMEOUT).await
     }
 
-    /// The same with a body of JSON to post.
+    /// What comes of a dry run: `path` is given a body of JSON to work on.
     ///
     /// # Errors
     /// As [`Self::get`].
     pub async fn post(&self, path: &str, body: Vec<u8>) -> Result<String, Error> {
-        self.ask(Method::POST, path, body).await
+        self.ask(Method::POST, path, body, DRY_RUN_TIMEOUT).await
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<String, Error> {
+    async fn ask(&self, method: Method, path: &str, body: Vec<u8>, patience: Duration) -> Result<String, Error> {
         let unreachable = |source| Error::Unreachable { router: self.router.clone(), source };
-        let mut request = self.client.request(method, format!("{}{path}", self.router)).body(body);
+        let mut request = self.client.request(method, format!("{}{path}", self.router)).body(body).timeout(patience);
         // The port ends every connection after a minute, and one that is reused may end below a request.
         request = request.header(CONNECTION, "close").header(CONTENT_TYPE, "application/json");
         if let Some(token) = &self.token {

@@ -151,6 +151,10 @@ fn lead(answer: &Value) -> String {
     };
     let shadow = if answer["mode"] == "shadow" { " (shadow: Envoy was not told)" } else { "" };
     let why = match (answer["reason"].as_str(), answer["why"].as_str()) {
+        // A body that cannot be read names no model, which is not what is wrong with it.
+        (Some("no_model"), _) if answer["body_fault"].is_string() => {
+            format!(": the body cannot be read: {}", plain(&answer["body_fault"]))
+        }
         (Some(reason), _) => format!(": {}", words(reason)),
         (None, Some(why)) if !why.is_empty() => format!(": {}", printable(why)),
         (None, _) => String::new(),
@@ -284,6 +288,18 @@ mod tests {
         let text = shown(&json!({"verdict": "leave_to_envoy", "reason": "unknown model", "outcome_later": later}));
         assert!(text.starts_with("left to Envoy's own policy: unknown model\n"), "{text}");
         assert!(text.contains("settled           as_picked\n") && !text.contains("attempts"), "{text}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_said_in_place_of_the_model_that_it_lacks() {
+        let answer = json!({"verdict": "leave_to_envoy", "reason": "no_model", "body_fault": "found no JSON object"});
+        let text = shown(&answer);
+        assert!(
+            text.starts_with("left to Envoy's own policy: the body cannot be read: found no JSON object\n"),
+            "{text}"
+        );
+        let text = shown(&json!({"verdict": "leave_to_envoy", "reason": "no_model", "body_fault": null}));
+        assert!(text.starts_with("left to Envoy's own policy: no model\n"), "{text}");
     }
 
     #[test]

@@ -199,6 +199,10 @@ async fn what_cannot_be_answered_is_refused_with_its_reason() {
     );
     let (status, told) = admin.explain(json!({ "model": "other" }).to_string().into_bytes()).await;
     assert_eq!((status, &told["verdict"], &told["reason"]), (200, &json!("leave_to_envoy"), &json!("unknown_model")));
+    assert_eq!(told["body_fault"], json!(null));
+    let (status, told) = admin.explain(b"{\"prompt\":\n \"secret\"".to_vec()).await;
+    let fault = told["body_fault"].as_str().unwrap();
+    assert!(status == 200 && fault.ends_with("from line 2, column 9 on") && !fault.contains("secret"), "{told}");
     engines.iter().for_each(|engine| engine.set(Tokenize::Never));
     let body = json!({ "model": "tiny", "prompt": PROMPT }).to_string().into_bytes();
     let statuses = futures_util::future::join_all((0..6).map(|_| admin.explain(body.clone()))).await;

@@ -23,7 +23,9 @@ function lead(answer) {
   };
   const verdict = verdicts[answer.verdict] ?? [words(answer.verdict)];
   const shadow = answer.mode === "shadow" ? " (shadow: Envoy was not told)" : "";
-  const why = answer.reason ? `: ${words(answer.reason)}` : answer.why ? `: ${answer.why}` : "";
+  // A body that cannot be read names no model, which is not what is wrong with it.
+  const reason = answer.reason === "no_model" && answer.body_fault ? `the body cannot be read: ${answer.body_fault}` : words(answer.reason);
+  const why = reason ? `: ${reason}` : answer.why ? `: ${answer.why}` : "";
   return element("p", { class: "lead" }, ...verdict, `${shadow}${why}`);
 }
 

@@ -9,6 +9,8 @@ const POLL_MS = 1000;
 /** A page that nobody sees still fills its plots. */
 const HIDDEN_POLL_MS = 5000;
 const PATIENCE_MS = 5000;
+/** A dry run tokenizes, which may take as long as the router is told to wait; its port answers nobody after this. */
+const DRY_RUN_PATIENCE_MS = 60000;
 const HISTORY_MS = 10 * 60 * 1000;
 const MINUTE_MS = 60 * 1000;
 /** "Now" is a mean over this, so that a slow load does not flicker between 0 and 1. */
@@ -34,10 +36,10 @@ class Unauthorized extends Error {}
 let token = "";
 try { token = sessionStorage.getItem(TOKEN_KEY) ?? ""; } catch { /* kept in memory */ }
 
-async function ask(path, options = {}) {
+async function ask(path, { patience = PATIENCE_MS, ...options } = {}) {
   const headers = new Headers(options.headers);
   if (token) headers.set("authorization", `Bearer ${token}`);
-  const response = await fetch(path, { ...options, headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+  const response = await fetch(path, { ...options, headers, cache: "no-store", signal: AbortSignal.timeout(patience) });
   if (response.status === 401) throw new Unauthorized();
   if (!response.ok) throw new Error(`${response.status}: ${(await response.text()).trim().slice(0, 400)}`);
   return response.json();
@@ -323,6 +325,7 @@ byId("ask").addEventListener("submit", async (event) => {
   const path = `/explain?path=${encodeURIComponent(byId("ask-path").value)}`;
   await explain(byId("ask-answer"), path, {
     method: "POST",
+    patience: DRY_RUN_PATIENCE_MS,
     body: byId("ask-body").value,
     headers: { "content-type": "application/json" },
   });

@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 use self::view::{DecisionView, EndpointView, ExplanationView, IndexView};
 use super::decide::Router;
 use super::message::{RANK_HEADER, REQUEST_ID_HEADER, RequestHead};
+use crate::request::{self, Api};
 
 /// Dry runs at a time: each may ask an engine for tokens, as a request does.
 const MOST_DRY_RUNS: usize = 4;
@@ -176,7 +177,9 @@ async fn dry_run(
         Err(refused) => return refused,
     };
     let found = explain.router.dry_run(&head, &body, &mut fastrand::Rng::new()).await;
-    Json(ExplanationView::of(&found, &explain.sources.0())).into_response()
+    // A decision only needs to know that there is nothing to read; who asks wants to know what is wrong.
+    let body_fault = request::open(Api::of_path(&head.path), &body).err();
+    Json(ExplanationView::of(&found, body_fault, &explain.sources.0())).into_response()
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -12,6 +12,7 @@ use super::{MIXED, SourceBrief};
 use crate::extproc::decide::{Considering, DryRun, KeyspaceBlocks, KeyspaceRow, Router, Verdict};
 use crate::extproc::journal::{Later, Picked, Record, Told};
 use crate::extproc::rollout::Mode;
+use crate::request::UnreadableBody;
 use crate::routing::endpoint::Endpoint;
 use crate::routing::pick::{Outcome, Standing, Timings};
 
@@ -33,6 +34,8 @@ pub(super) struct ExplanationView {
     timings_us: TimingsView,
     verdict: &'static str,
     reason: Option<&'static str>,
+    /// Where the body stops being one that can be read: a line and a column, nothing that stands there.
+    body_fault: Option<String>,
     /// Of this request.
     mode: &'static str,
     /// Of the pool's requests that are active, where its mode is.
@@ -40,7 +43,7 @@ pub(super) struct ExplanationView {
 }
 
 impl ExplanationView {
-    pub(super) fn of(found: &DryRun, sources: &[SourceBrief]) -> Self {
+    pub(super) fn of(found: &DryRun, body_fault: Option<UnreadableBody>, sources: &[SourceBrief]) -> Self {
         let picked = found.verdict.as_ref().ok();
         let (verdict, reason) = match &found.verdict {
             Ok(_) => (verdict_of_pick(found.mode), None),
@@ -65,6 +68,7 @@ impl ExplanationView {
             timings_us: TimingsView::of(&picked.map(|picked| picked.timings).unwrap_or_default()),
             verdict,
             reason,
+            body_fault: body_fault.map(|fault| fault.to_string()),
             mode: mode_name(found.mode),
             percent: found.percent,
             model,
