@@ -90,8 +90,8 @@ pub struct Config {
 pub struct Listen {
     /// gRPC external processor, default `127.0.0.1:9002`.
     pub extproc: SocketAddr,
-    /// The admin port: `/metrics`, `/livez`, `/readyz`, `/sources`, `/snapshots`, `/explain`, `/overview` and the page at
-    /// `/`, default `127.0.0.1:9090`.
+    /// The admin port: `/livez`, `/readyz`, `/metrics`, `/explain`, `/decisions`, `/overview`, `/endpoints`, `/sources`,
+    /// `/index`, `/snapshots` and the page at `/`, default `127.0.0.1:9090`.
     pub admin: SocketAddr,
 }
 

@@ -1,7 +1,7 @@
 //! A simulated vLLM server: the real cache rules, event stream and HTTP surface, without a model.
 //!
 //! [`pool`] and [`engine`] are plain computation: the block pool and the scheduler, whose events equal
-//! those recorded from vLLM 0.32 for the same requests (`tests/sim.rs`). [`driver`] gives each step the
+//! those recorded from vLLM 0.32 for the same requests (`tests/sim/captures.rs`). [`driver`] gives each step the
 //! time that a GPU would need; [`publisher`] is the ZMQ side and `http` the OpenAI side.
 //!
 //! ```text
