@@ -1,4 +1,4 @@
-//! A real OpenTelemetry Collector, and the spans that it has received.
+//! A real OpenTelemetry Collector, and the spans and metrics that it has received.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ pub struct Collector {
     service: Service,
     address: SocketAddr,
     file: PathBuf,
+    metrics_file: PathBuf,
 }
 
 /// A span as the collector has received it.
@@ -61,14 +62,20 @@ impl Collector {
     /// # Errors
     /// When it does not start.
     pub async fn start(binary: &Path, dir: &Path, address: SocketAddr) -> Result<Self> {
-        let file = dir.join("spans.jsonl");
+        let (file, metrics_file) = (dir.join("spans.jsonl"), dir.join("metrics.jsonl"));
         let config = json!({
             "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": address}}}},
-            "exporters": {"file": {"path": file, "append": true, "flush_interval": "50ms"}},
+            "exporters": {
+                "file": {"path": file, "append": true, "flush_interval": "50ms"},
+                "file/metrics": {"path": metrics_file, "append": true, "flush_interval": "50ms"},
+            },
             "service": {
                 // Its own metrics would take a port.
                 "telemetry": {"metrics": {"level": "none"}},
-                "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["file"]}},
+                "pipelines": {
+                    "traces": {"receivers": ["otlp"], "exporters": ["file"]},
+                    "metrics": {"receivers": ["otlp"], "exporters": ["file/metrics"]},
+                },
             },
         });
         let config_file = dir.join("otelcol.yaml");
@@ -76,7 +83,7 @@ impl Collector {
         let mut command = Command::new(binary);
         command.arg("--config").arg(&config_file);
         let service = Service::start("otelcol", command, &dir.join("otelcol.log"))?;
-        let collector = Self { service, address, file };
+        let collector = Self { service, address, file, metrics_file };
         collector.wait_ready().await?;
         Ok(collector)
     }
@@ -92,7 +99,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Where it takes spans, OTLP over gRPC.
+    /// Where it takes spans and metrics, OTLP over gRPC.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -119,6 +126,17 @@ impl Collector {
         let batches = self.batches()?;
         let resources = batches.iter().flat_map(|batch| list(&batch["resourceSpans"]));
         Ok(resources.filter(of_service).map(Value::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// All metrics that it has received, as JSON; empty before the first.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn metrics_text(&self) -> Result<String> {
+        if !self.metrics_file.exists() {
+            return Ok(String::new());
+        }
+        fs::read_to_string(&self.metrics_file).with_context(|| format!("cannot read {}", self.metrics_file.display()))
     }
 
     fn batches(&self) -> Result<Vec<Value>> {
