@@ -50,6 +50,18 @@ const RIGHTLY_ABSENT: [(&str, &str); 10] = [
     ("warmroute_tokenizer_trusted", "there is no local tokenizer that could be trusted"),
 ];
 
+/// What AIBrix's dashboard names as the job of its gateway, and `docs/migrating-from-aibrix.md` with it.
+const AIBRIX_JOB: &str = "aibrix-gateway-plugins";
+/// What panels on AIBrix's prefix cache ask for; but for errors, of which a healthy run has none.
+const AIBRIX_QUERIES: [&str; 6] = [
+    r#"sum(rate(aibrix_prefix_cache_routing_decisions_total{match_percent_bucket!="0", JOB}[10s])) / sum(rate(aibrix_prefix_cache_routing_decisions_total{JOB}[10s]))"#,
+    "sum by (match_percent_bucket) (rate(aibrix_prefix_cache_routing_decisions_total{JOB}[10s]))",
+    r#"sum by (model, selection) (rate(aibrix_prefix_cache_routing_selection_total{selection="prefix_match", JOB}[10s])) > 0"#,
+    r#"sum by (selection) (increase(aibrix_prefix_cache_routing_selection_total{using_kv_sync="true", JOB}[10s]))"#,
+    r#"aibrix_prefix_cache_indexer_status{indexer_type="sync", JOB} == 1"#,
+    "histogram_quantile(0.99, sum by (le) (rate(aibrix_prefix_cache_routing_latency_seconds_bucket{JOB}[10s]))) > 0",
+];
+
 /// Installed by the system's packages.
 fn program(name: &str) -> PathBuf {
     let found =
@@ -143,6 +155,7 @@ impl Prometheus {
         let scrape = json!({
             "job_name": "warmroute",
             "static_configs": [{"targets": [router.admin().to_string()], "labels": labels}],
+            "metric_relabel_configs": [relabelling_for_aibrix()],
         });
         let config = json!({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]});
         fs::write(dir.join("prometheus.yml"), config.to_string()).unwrap();
@@ -184,6 +197,15 @@ impl Prometheus {
     }
 }
 
+/// What the page on coming from AIBrix has its series relabelled with.
+fn relabelling_for_aibrix() -> Value {
+    let page = fs::read_to_string(root().join("docs/migrating-from-aibrix.md")).unwrap();
+    let (_, rest) = page.split_once("metric_relabel_configs:").unwrap();
+    let parsed: Value = serde_saphyr::from_str(rest.split_once("```").unwrap().0).unwrap();
+    assert_eq!(parsed[0]["replacement"], AIBRIX_JOB);
+    parsed[0].clone()
+}
+
 /// The demo's load, shorter: conversations with shared system prompts on four simulated engines.
 fn workload() -> WorkloadOptions {
     WorkloadOptions {
@@ -213,7 +235,9 @@ async fn dashboards_and_alerts_find_what_they_ask_for() {
     let _turn = TURN.lock().await;
     let dir = TempDir::new().unwrap();
     let engines = engines();
-    let stack = Stack::start(dir.path(), &RouterOptions::new(engines.addresses())).await.unwrap();
+    let mut options = RouterOptions::new(engines.addresses());
+    options.env.push(("WARMROUTE_METRICS_AIBRIX_NAMES".to_owned(), "true".to_owned()));
+    let stack = Stack::start(dir.path(), &options).await.unwrap();
     let router = stack.router.as_ref().unwrap();
     let prometheus = Prometheus::start(dir.path(), router).await;
     let target = Target { url: stack.url(""), model: ENGINE_MODEL.to_owned() };
@@ -230,6 +254,11 @@ async fn dashboards_and_alerts_find_what_they_ask_for() {
 
     let (mut n_with_data, mut n_absent) = (0, 0);
     let (mut faults, mut asked) = (Vec::new(), BTreeSet::new());
+    for query in AIBRIX_QUERIES.map(|query| query.replace("JOB", &format!("job=\"{AIBRIX_JOB}\""))) {
+        if prometheus.query(&query).await.is_empty() {
+            faults.push(format!("AIBrix's dashboard: no data for {query}"));
+        }
+    }
     for (name, dashboard) in dashboards() {
         for (title, query) in targets(&dashboard) {
             asked.extend(metrics_in(&query));
