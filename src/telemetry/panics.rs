@@ -90,7 +90,7 @@ mod tests {
         let quoting: [fn(String); 4] = [
             |prompt| panic!("cannot read {prompt}"),
             |prompt| drop(prompt[1..].to_owned()),
-            |prompt| Err::<(), _>(prompt).expect("a request that can be read"),
+            |prompt| std::hint::black_box(Err::<(), _>(prompt)).expect("a request that can be read"),
             |_| panic!("the index is locked"),
         ];
         for panic in quoting {
