@@ -82,10 +82,11 @@ impl Exporting {
             exporter = exporter.with_endpoint(endpoint);
         }
         let exporter = exporter.build().map_err(Error::Exporter)?;
-        let root_sampler = Sampler::TraceIdRatioBased(config.sample_ratio);
+        // Those without a trace context are drawn before anything is made of them.
+        super::span::sample_roots(config.sample_ratio);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Queue::new(exporter, queue_length(), counts))
-            .with_sampler(Sampler::ParentBased(Box::new(root_sampler)))
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
             .with_resource(service::resource())
             .build();
         Ok(Some(Self { provider }))

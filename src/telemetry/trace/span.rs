@@ -6,9 +6,11 @@
 //! `warmroute.`: the terms that the decision rests on.
 //!
 //! Whether a request is sampled is decided when its span is opened, by Envoy or, for want of a trace context, by the
-//! ratio that is configured. One that is not has a disabled span, below which nothing is made.
+//! ratio that is configured. One that is not has a disabled span, below which nothing is made: where few are sampled,
+//! that is what tracing costs the others.
 
 use std::ops::Deref;
+use std::sync::OnceLock;
 
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::TraceContextExt as _;
@@ -83,6 +85,21 @@ pub mod attribute {
     pub const ATTEMPTS: &str = "warmroute.attempts";
 }
 
+/// Share of the requests without a trace context that are sampled; all of them unless told otherwise. One per process,
+/// as is the subscriber that takes the spans.
+static ROOT_RATIO: OnceLock<f64> = OnceLock::new();
+
+/// Samples this share of the requests that have no trace context, 0 to 1. The first call decides.
+pub(super) fn sample_roots(ratio: f64) {
+    ROOT_RATIO.get_or_init(|| ratio);
+}
+
+/// Whether one of the requests is sampled of which this share is.
+fn is_drawn(ratio: f64) -> bool {
+    // Below 1, always.
+    fastrand::f64() < ratio
+}
+
 /// The span of one ext_proc stream. It ends with the stream, whatever is still under way below it: what is learned
 /// after the answer keeps it in memory, not open.
 #[derive(Debug)]
@@ -98,11 +115,11 @@ pub struct RequestSpan {
 pub fn request_span(metadata: &MetadataMap) -> RequestSpan {
     let parent =
         metadata.contains_key("traceparent").then(|| TraceContextPropagator::new().extract(&Metadata(metadata)));
-    let is_unsampled = parent.as_ref().is_some_and(|parent| {
+    let is_sampled = parent.as_ref().and_then(|parent| {
         let parent = parent.span();
-        parent.span_context().is_valid() && !parent.span_context().is_sampled()
+        parent.span_context().is_valid().then(|| parent.span_context().is_sampled())
     });
-    if is_unsampled {
+    if !is_sampled.unwrap_or_else(|| is_drawn(*ROOT_RATIO.get().unwrap_or(&1.0))) {
         return RequestSpan { span: Span::none(), is_ended: true };
     }
     let span = declared();
@@ -428,6 +445,14 @@ mod tests {
         assert_eq!(stage.parent_span_id, request.span_context.span_id());
         assert_eq!(late.parent_span_id, stage.span_context.span_id());
         assert!(late.end_time >= request.end_time);
+    }
+
+    #[test]
+    fn requests_are_drawn_by_their_share() {
+        let n_drawn = |ratio| (0..10_000).filter(|_| is_drawn(ratio)).count();
+        assert_eq!((n_drawn(0.0), n_drawn(1.0)), (0, 10_000));
+        let few = n_drawn(0.1);
+        assert!((700..1_300).contains(&few), "{few} of 10,000 at 0.1");
     }
 
     #[test]

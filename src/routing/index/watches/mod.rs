@@ -202,10 +202,10 @@ struct Table {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     /// By the hash of a watched block: who watches it, and as which block of its chain.
-    watched: HashMap<BlockHash, Vec<(u32, Arc<Watch>)>>,
+    watched: HashMap<BlockHash, Vec<(u32, Arc<Watch>)>, SeededFold>,
     /// Requests that have ended, with the time until which they are still watched; in order, as all linger alike.
     ended: VecDeque<(Millis, Arc<Watch>)>,
 }
@@ -213,8 +213,9 @@ struct Inner {
 impl Default for Watches {
     fn default() -> Self {
         let filter = (0..N_BUCKETS).map(|_| AtomicU16::new(0)).collect();
-        let table =
-            Table { n_positions: AtomicUsize::new(0), filter, choice: SeededFold::random(), inner: Mutex::default() };
+        let inner = Inner { watched: HashMap::with_hasher(SeededFold::random()), ended: VecDeque::new() };
+        let choice = SeededFold::random();
+        let table = Table { n_positions: AtomicUsize::new(0), filter, choice, inner: Mutex::new(inner) };
         Self { table: Arc::new(table) }
     }
 }
