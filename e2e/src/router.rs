@@ -195,12 +195,13 @@ pub fn binary() -> Result<PathBuf> {
     }
     let mut command = cargo();
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    if cfg!(debug_assertions) {
-        // As the workspace's tests are built: `cargo build` has other features, and would compile most dependencies again.
-        command.args(["test", "--no-run", "--workspace", "--test", "configuration"]);
+    // Of what is compiled already: features of dependencies are those that all packages named here ask for, and where they
+    // differ from those that this harness was built with, the dependencies are compiled once more.
+    command.args(if cfg!(debug_assertions) {
+        ["test", "--no-run", "--workspace", "--test", "configuration"].as_slice()
     } else {
-        command.args(["build", "--release", "--package", "warmroute", "--bin", "warmroute"]);
-    }
+        &["build", "--release", "--package", "warmroute", "--package", "e2e", "--bin", "warmroute"]
+    });
     command.arg("--message-format=json-render-diagnostics");
     let messages = run(&mut command)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

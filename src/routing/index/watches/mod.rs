@@ -27,7 +27,7 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{Holder, SeededFold, Tier};
 use crate::routing::endpoint::{Endpoint, EndpointId, Knowledge};
@@ -196,8 +196,9 @@ pub struct Watches {
 struct Table {
     /// Positions in the table; read before anything else.
     n_positions: AtomicUsize,
-    /// How many positions each bucket of hashes has: tells most blocks that nobody watches without a lock.
-    filter: Box<[AtomicU16]>,
+    /// How many positions each bucket of hashes has: tells most blocks that nobody watches without a lock. Made with the
+    /// first one: it is large beside a keyspace of few blocks, and not every keyspace is watched.
+    filter: OnceLock<Box<[AtomicU16]>>,
     choice: SeededFold,
     inner: Mutex<Inner>,
 }
@@ -212,10 +213,10 @@ struct Inner {
 
 impl Default for Watches {
     fn default() -> Self {
-        let filter = (0..N_BUCKETS).map(|_| AtomicU16::new(0)).collect();
         let inner = Inner { watched: HashMap::with_hasher(SeededFold::random()), ended: VecDeque::new() };
         let choice = SeededFold::random();
-        let table = Table { n_positions: AtomicUsize::new(0), filter, choice, inner: Mutex::new(inner) };
+        let n_positions = AtomicUsize::new(0);
+        let table = Table { n_positions, filter: OnceLock::new(), choice, inner: Mutex::new(inner) };
         Self { table: Arc::new(table) }
     }
 }
@@ -299,7 +300,8 @@ impl Table {
 
     fn bucket(&self, hash: BlockHash) -> &AtomicU16 {
         use std::hash::BuildHasher as _;
-        &self.filter[self.choice.hash_one(hash.0) as usize % N_BUCKETS]
+        let filter = self.filter.get_or_init(|| (0..N_BUCKETS).map(|_| AtomicU16::new(0)).collect());
+        &filter[self.choice.hash_one(hash.0) as usize % N_BUCKETS]
     }
 
     fn stored(&self, hashes: &[BlockHash], holder: Holder) {
