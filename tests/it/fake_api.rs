@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request, Response, Uri};
@@ -43,6 +44,8 @@ struct State {
     history: Vec<Change>,
     watches: Vec<Watch>,
     mood: Mood,
+    /// How long each answer takes.
+    delay: Duration,
     page: usize,
     asked: Vec<String>,
 }
@@ -80,6 +83,7 @@ impl Default for State {
             history: Vec::new(),
             watches: Vec::new(),
             mood: Mood::Well,
+            delay: Duration::ZERO,
             page: 500,
             asked: Vec::new(),
         }
@@ -188,6 +192,10 @@ impl FakeApi {
         self.state().mood = mood;
     }
 
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        self.state().delay = delay;
+    }
+
     pub(crate) fn set_page(&self, page: usize) {
         self.state().page = page;
     }
@@ -233,11 +241,12 @@ impl FakeApi {
     }
 
     async fn answer(self, method: Method, uri: Uri) -> Result<Response<Body>, BoxError> {
-        let mood = {
+        let (mood, delay) = {
             let mut state = self.state();
             state.asked.push(format!("{method} {uri}"));
-            state.mood
+            (state.mood, state.delay)
         };
+        tokio::time::sleep(delay).await;
         match mood {
             Mood::Well => Ok(self.answer_well(&Question::parse(&uri))),
             Mood::Down => Err("nobody listens".into()),

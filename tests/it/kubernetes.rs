@@ -375,6 +375,32 @@ async fn an_inference_pool_says_which_pods_and_which_ports() {
     assert_eq!(discovery.listing().await.len(), 2, "its pods are still followed");
 }
 
+/// The pool has a status too, which its controllers write whenever they like.
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_always_has_news_does_not_stop_the_lists_of_its_pods() {
+    let api = FakeApi::default();
+    api.put(PODS, &pod("a", "10.0.0.1"));
+    api.put(POOLS, &pool(&json!({ "app": "other" }), &[9000]));
+    let mut discovery = Discovery::start(&api, Query::InferencePool { name: "pool".to_owned(), rules: rules() });
+    assert_eq!(discovery.synced().await, [] as [&str; 0]);
+    let n_asked = api.asked().len();
+
+    api.set_delay(Duration::from_secs(5));
+    let news = tokio::spawn({
+        let api = api.clone();
+        async move {
+            loop {
+                api.put(POOLS, &pool(&json!({ "app": "vllm" }), &[9000]));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    });
+    assert_eq!(discovery.synced().await, ["10.0.0.1:9000"]);
+    news.abort();
+    let asked = &api.asked()[n_asked..];
+    assert_eq!(asked.len(), 2, "one list, one watch: {asked:?}");
+}
+
 /// A kubeconfig for a server at `address`.
 fn kubeconfig(address: SocketAddr) -> tempfile::NamedTempFile {
     let config = json!({

@@ -13,15 +13,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use kube::Client;
 use kube::core::WatchEvent;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::request::Request;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::resources::{List, Resource};
 use crate::discovery::pause::pause;
@@ -91,31 +93,35 @@ impl Failure {
     }
 }
 
-type Events<T> = Pin<Box<dyn Stream<Item = Result<WatchEvent<T>, Failure>> + Send>>;
+type Events<T> = BoxStream<'static, Result<WatchEvent<T>, Failure>>;
+
+/// The objects of a list, and the version that they are of.
+type Objects<T> = (BTreeMap<String, T>, String);
 
 /// See the module.
 pub(super) struct Reflector<T> {
-    source: Source<T>,
+    source: Arc<Source<T>>,
     objects: BTreeMap<String, T>,
     state: State<T>,
     /// Attempts in a row that did not last.
     n_failures: u32,
 }
 
+/// What is under way is kept here, so that whoever stops waiting for it does not stop it.
 enum State<T> {
-    /// Nothing is under way; the next list is due at this time.
-    Idle { due: Instant },
+    /// A list, and when it was asked for.
+    Listing(BoxFuture<'static, (Result<Objects<T>, Failure>, Instant)>),
+    /// A list was complete at this time, and the watch from its version is asked for.
+    Opening { events: BoxFuture<'static, Result<Events<T>, Failure>>, since: Instant },
     /// A watch goes on, and was last heard at this time.
     Watching { events: Events<T>, since: Instant, heard: Instant },
-    /// A list was complete; the watch from its version is next.
-    Listed { version: String, at: Instant },
 }
 
 impl<T: Resource> Reflector<T> {
     pub(super) fn new(client: Client, namespace: &str, selector: Selector) -> Self {
         let request = Request::new(format!("{}/namespaces/{namespace}/{}", T::API, T::PLURAL));
-        let source = Source { client, request, selector, kind: PhantomData };
-        let state = State::Idle { due: Instant::now() };
+        let source = Arc::new(Source { client, request, selector, kind: PhantomData });
+        let state = State::Listing(source.clone().list_at(Instant::now()).boxed());
         Self { source, objects: BTreeMap::new(), state, n_failures: 0 }
     }
 
@@ -124,18 +130,16 @@ impl<T: Resource> Reflector<T> {
         self.objects.values()
     }
 
-    /// Goes on until something has happened. May be dropped at any time: at worst a list begins anew.
+    /// Goes on until something has happened. May be dropped at any time, and then goes on where it was.
     pub(super) async fn next(&mut self) -> Result<Step, Failure> {
         match &mut self.state {
-            State::Idle { due } => {
-                tokio::time::sleep_until(*due).await;
-                let began = Instant::now();
-                let listed = self.source.list().await;
+            State::Listing(list) => {
+                let (listed, began) = list.await;
                 self.listed(listed, began)
             }
-            State::Listed { version, at } => {
-                let (version, since) = (version.clone(), *at);
-                let opened = self.source.watch(&version).await;
+            State::Opening { events, since } => {
+                let since = *since;
+                let opened = events.await;
                 self.opened(opened, since)
             }
             State::Watching { events, since, heard } => {
@@ -148,15 +152,12 @@ impl<T: Resource> Reflector<T> {
         }
     }
 
-    fn listed(
-        &mut self,
-        listed: Result<(BTreeMap<String, T>, String), Failure>,
-        began: Instant,
-    ) -> Result<Step, Failure> {
+    fn listed(&mut self, listed: Result<Objects<T>, Failure>, began: Instant) -> Result<Step, Failure> {
         match listed {
             Ok((objects, version)) => {
                 self.objects = objects;
-                self.state = State::Listed { version, at: Instant::now() };
+                let events = self.source.clone().watch(version).boxed();
+                self.state = State::Opening { events, since: Instant::now() };
                 Ok(Step::Listed)
             }
             Err(failure) => {
@@ -215,7 +216,8 @@ impl<T: Resource> Reflector<T> {
         let now = Instant::now();
         let has_lasted = now.duration_since(since) >= LASTED;
         self.n_failures = if has_lasted { 0 } else { self.n_failures.saturating_add(1) };
-        self.state = State::Idle { due: now + pause(self.n_failures, FIRST_PAUSE, GREATEST_PAUSE, fastrand::f64()) };
+        let due = now + pause(self.n_failures, FIRST_PAUSE, GREATEST_PAUSE, fastrand::f64());
+        self.state = State::Listing(self.source.clone().list_at(due).boxed());
     }
 }
 
@@ -228,8 +230,14 @@ struct Source<T> {
 }
 
 impl<T: Resource> Source<T> {
-    /// All objects, and the version that they are of.
-    async fn list(&self) -> Result<(BTreeMap<String, T>, String), Failure> {
+    /// Lists at a time that may be still to come, and says when that was.
+    async fn list_at(self: Arc<Self>, due: Instant) -> (Result<Objects<T>, Failure>, Instant) {
+        sleep_until(due).await;
+        let began = Instant::now();
+        (self.list().await, began)
+    }
+
+    async fn list(&self) -> Result<Objects<T>, Failure> {
         let mut objects = BTreeMap::new();
         let mut params = ListParams {
             label_selector: self.selector.labels.clone(),
@@ -256,7 +264,7 @@ impl<T: Resource> Source<T> {
         serde_json::from_str(&text).map_err(|error| unreadable(&error))
     }
 
-    async fn watch(&self, version: &str) -> Result<Events<T>, Failure> {
+    async fn watch(self: Arc<Self>, version: String) -> Result<Events<T>, Failure> {
         let params = WatchParams {
             label_selector: self.selector.labels.clone(),
             field_selector: self.selector.fields.clone(),
@@ -264,10 +272,10 @@ impl<T: Resource> Source<T> {
             bookmarks: true,
             ..WatchParams::default()
         };
-        let request = self.request.watch(&params, version).map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let request = self.request.watch(&params, &version).map_err(|error| Failure::Unreadable(error.to_string()))?;
         let opened = timeout(ANSWER, self.client.request_events::<T>(request)).await.map_err(|_| Failure::NoAnswer)?;
         let events = opened.map_err(|error| failure::<T>("a watch", error))?;
-        Ok(Box::pin(events.map(|event| event.map_err(|error| failure::<T>("a watch", error)))))
+        Ok(events.map(|event| event.map_err(|error| failure::<T>("a watch", error))).boxed())
     }
 }
 
