@@ -144,12 +144,14 @@ fn shown(answer: &Value) -> String {
 
 fn lead(answer: &Value) -> String {
     let verdict = match (answer["verdict"].as_str(), answer["pick"].as_str()) {
+        (Some("leave_to_envoy"), Some(pick)) if answer["mode"] == "shadow" => {
+            format!("left to Envoy's own policy (shadow: would go to {})", printable(pick))
+        }
         (Some("leave_to_envoy"), _) => "left to Envoy's own policy".to_owned(),
         (Some("refuse"), _) => "refused".to_owned(),
         (_, Some(pick)) => format!("goes to {}", printable(pick)),
         (_, None) => "goes nowhere".to_owned(),
     };
-    let shadow = if answer["mode"] == "shadow" { " (shadow: Envoy was not told)" } else { "" };
     let why = match (answer["reason"].as_str(), answer["why"].as_str()) {
         // A body that cannot be read names no model, which is not what is wrong with it.
         (Some("no_model"), _) if answer["body_fault"].is_string() => {
@@ -159,7 +161,7 @@ fn lead(answer: &Value) -> String {
         (None, Some(why)) if !why.is_empty() => format!(": {}", printable(why)),
         (None, _) => String::new(),
     };
-    format!("{verdict}{shadow}{why}\n\n")
+    format!("{verdict}{why}\n\n")
 }
 
 fn push_facts(text: &mut String, from: &Value, facts: &[(&str, &str)]) {
@@ -288,6 +290,16 @@ mod tests {
         let text = shown(&json!({"verdict": "leave_to_envoy", "reason": "unknown model", "outcome_later": later}));
         assert!(text.starts_with("left to Envoy's own policy: unknown model\n"), "{text}");
         assert!(text.contains("settled           as_picked\n") && !text.contains("attempts"), "{text}");
+    }
+
+    #[test]
+    fn a_pick_that_envoy_was_not_told_is_named() {
+        let answer = json!({"verdict": "leave_to_envoy", "mode": "shadow", "pick": "10.0.0.1:80", "why": "it holds more"});
+        let text = shown(&answer);
+        assert!(
+            text.starts_with("left to Envoy's own policy (shadow: would go to 10.0.0.1:80): it holds more\n"),
+            "{text}"
+        );
     }
 
     #[test]

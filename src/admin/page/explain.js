@@ -16,17 +16,18 @@ export function explanation(answer) {
 }
 
 function lead(answer) {
+  const isShadow = answer.mode === "shadow" && answer.pick;
+  const shadowed = isShadow ? [" (shadow: would go to ", element("strong", { class: "code" }, answer.pick), ")"] : [];
   const verdicts = {
     route: answer.pick ? ["Goes to ", element("strong", { class: "code" }, answer.pick)] : ["Is routed"],
-    leave_to_envoy: ["Is left to Envoy's own policy"],
+    leave_to_envoy: ["Is left to Envoy's own policy", ...shadowed],
     refuse: ["Is refused"],
   };
   const verdict = verdicts[answer.verdict] ?? [words(answer.verdict)];
-  const shadow = answer.mode === "shadow" ? " (shadow: Envoy was not told)" : "";
   // A body that cannot be read names no model, which is not what is wrong with it.
   const reason = answer.reason === "no_model" && answer.body_fault ? `the body cannot be read: ${answer.body_fault}` : words(answer.reason);
   const why = reason ? `: ${reason}` : answer.why ? `: ${answer.why}` : "";
-  return element("p", { class: "lead" }, ...verdict, `${shadow}${why}`);
+  return element("p", { class: "lead" }, ...verdict, why);
 }
 
 function facts(answer) {
