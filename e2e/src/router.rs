@@ -195,18 +195,26 @@ pub fn binary() -> Result<PathBuf> {
     }
     let mut command = cargo();
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    // Of what is compiled already: features of dependencies are those that all packages named here ask for, and where they
+    // Of what is compiled already: features of dependencies are those that all that is named here asks for, and where they
     // differ from those that this harness was built with, the dependencies are compiled once more.
-    command.args(if cfg!(debug_assertions) {
+    command.args(if is_test(&std::env::current_exe().context("path of this program")?) {
         ["test", "--no-run", "--workspace", "--test", "configuration"].as_slice()
     } else {
-        &["build", "--release", "--package", "warmroute", "--package", "e2e", "--bin", "warmroute"]
+        &["build", "--package", "warmroute", "--package", "e2e", "--bin", "warmroute"]
     });
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
     command.arg("--message-format=json-render-diagnostics");
     let messages = run(&mut command)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut executables = messages.filter_map(|message| executable(&message));
     executables.next().context("cargo named no executable")
+}
+
+/// Whether this is a program of `cargo test`, which wants what tests need on top of what the packages do.
+fn is_test(program: &Path) -> bool {
+    program.parent().is_some_and(|dir| dir.ends_with("deps"))
 }
 
 /// The router's binary, if this is cargo's message of having it.

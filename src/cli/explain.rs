@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn a_pick_that_envoy_was_not_told_is_named() {
-        let answer = json!({"verdict": "leave_to_envoy", "mode": "shadow", "pick": "10.0.0.1:80", "why": "it holds more"});
+        let answer =
+            json!({"verdict": "leave_to_envoy", "mode": "shadow", "pick": "10.0.0.1:80", "why": "it holds more"});
         let text = shown(&answer);
         assert!(
             text.starts_with("left to Envoy's own policy (shadow: would go to 10.0.0.1:80): it holds more\n"),
