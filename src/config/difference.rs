@@ -142,6 +142,9 @@ mod tests {
         let of = |models: &[&str]| format!("models: [{}]", models.join(", "));
         let (a, b, b_changed) = (model("a", ""), model("b", ""), model("b", "aliases: [x], rollout: {percent: 5}, "));
         assert_eq!(difference(&of(&[&a, &b]), &of(&[&b, &a])), (vec![], vec![]));
+        let hash = |models: &[&str]| parse(&of(models)).hash();
+        assert_eq!(hash(&[&a, &b]), hash(&[&b, &a]));
+        assert_ne!(hash(&[&a, &b]), hash(&[&a, &b_changed]));
         let (live, at_start) = difference(&of(&[&a, &b]), &of(&[&b_changed, &a]));
         assert_eq!((live, at_start), (vec!["models[0].rollout.percent".into()], vec!["models[0].aliases[0]".into()]));
         assert_eq!(difference(&of(&[&a, &b]), &of(&[&b])), (vec![], vec!["models[1]".to_owned()]));

@@ -128,7 +128,7 @@ pub struct Trace {
     /// OTLP gRPC endpoint such as `http://127.0.0.1:4317`; unset, `OTEL_EXPORTER_OTLP_ENDPOINT` decides, and without
     /// either nothing is exported.
     pub otlp_endpoint: Option<String>,
-    /// Share of the requests without a sampled parent that are traced, 0 to 1, default 1.
+    /// Share of the requests without a trace context of their own that are traced, 0 to 1, default 1.
     pub sample_ratio: f64,
 }
 
@@ -202,9 +202,11 @@ impl Config {
         }
     }
 
-    /// Digest of [`Config::to_yaml`], by which replicas can be compared.
+    /// Digest of [`Config::to_yaml`] with the models in the order of their names, by which replicas can be compared.
     pub fn hash(&self) -> String {
-        hex::encode(&Sha256::digest(self.to_yaml())[..8])
+        let mut sorted = self.clone();
+        sorted.models.sort_by(|one, other| one.name.cmp(&other.name));
+        hex::encode(&Sha256::digest(sorted.to_yaml())[..8])
     }
 
     /// The settings in force, as YAML that [`Config::parse`] reads back.

@@ -211,6 +211,7 @@ impl SourceStats {
         self.set_state(SourceState::Failed);
         self.set_kinds(KeyKinds::NONE, KeyKinds::NONE);
         self.set_n_blocks(0);
+        self.set_content(Content::default());
     }
 
     pub(super) fn state(&self) -> SourceState {

@@ -156,6 +156,8 @@ async fn a_late_replica_learns_from_its_sibling_what_the_publisher_no_longer_rep
     let late = Replica::start(&publisher, None, &[&elder.url]).await;
     late.wait_for_state(SourceState::Live).await;
     assert_eq!(late.credited(), elder.credited());
+    let known = |replica: &Replica| (replica.status().last_seq, replica.status().digest);
+    assert_eq!(known(&late), known(&elder), "before anything new is published");
     publish(&publisher, N_PROMPTS..N_PROMPTS + 3);
     for replica in [&elder, &late] {
         replica.wait_for_prompt(N_PROMPTS + 2).await;

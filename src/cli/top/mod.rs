@@ -14,6 +14,7 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use self::model::{Column, History, Overview};
 use super::admin_port::{self, AdminPort};
@@ -185,6 +186,8 @@ async fn live(port: &AdminPort, interval: Duration, mut terminal: DefaultTermina
     let mut looking = Box::pin(look(port));
     let mut is_looking = true;
     let mut ticks = tokio::time::interval(interval);
+    // After answers that took longer, none of the missed ones is made up for.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         terminal.draw(|frame| view::draw(frame, &screen))?;
         tokio::select! {

@@ -276,6 +276,9 @@ impl Generation {
                 continue;
             };
             let is_known = is_announced_again && own.holds(tier, *hash);
+            if is_known && !shared.settings.reports {
+                own.note_stored(tier, *hash, shared);
+            }
             let was_refused = !is_known && !own.store(tier, (*hash, key), shared);
             self.refuse(u32::from(was_refused), shared);
         }

@@ -373,8 +373,9 @@ impl Subscription {
         let (endpoint, rank) = (self.name.address, self.name.rank);
         let snapshot = self.offer.take();
         self.knowledge.start_generation();
-        if snapshot.is_some_and(|snapshot| self.applier.restore(&snapshot.image)) {
+        if let Some(snapshot) = snapshot.filter(|snapshot| self.applier.restore(&snapshot.image)) {
             self.stats.n_restored.add(1_u64);
+            self.stats.set_content(Content { seq: Some(snapshot.overlap.seq), digest: self.applier.digest() });
             info!(%endpoint, rank, "KV event source goes on from a snapshot");
         } else {
             warn!(%endpoint, rank, "snapshot of a KV event source does not fit the settings");

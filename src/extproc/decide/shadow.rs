@@ -3,7 +3,8 @@
 //! Nothing that later decisions rest on may come of a pick that nobody follows: it is not in flight, promises nothing
 //! and proves nothing about its endpoint. Who really serves is named by the response; from then on that request counts
 //! there, and its blocks are promised there, as far as they were not known to be held when the decision was made. Events of
-//! them have mostly come by then and confirm nothing any more, so they count for the time to linger at most.
+//! them have come by then, unless the answer is streamed, and confirm nothing any more, so they count for the time to
+//! linger at most: a streamed answer's headers come before its prompt is computed, and its promises may end before that.
 
 use std::sync::Arc;
 

@@ -48,6 +48,9 @@ impl<'a> Timer<'a> {
         self.timings.total = self.started.elapsed();
         if let Some(metrics) = self.metrics {
             metrics.observe_decision(self.timings.total);
+            for (stage, elapsed) in self.stages().into_iter().filter(|(_, elapsed)| !elapsed.is_zero()) {
+                metrics.observe_stage(stage, elapsed);
+            }
         }
         self.timings
     }
@@ -62,8 +65,17 @@ impl<'a> Timer<'a> {
         };
         // Hashing and looking up are done once for each keyspace.
         *timing += elapsed;
-        if let Some(metrics) = self.metrics {
-            metrics.observe_stage(stage, elapsed);
-        }
+    }
+
+    /// The steps, with nothing for those that were not taken.
+    fn stages(&self) -> [(Stage, Duration); 5] {
+        let Timings { parse, tokenize, hash, lookup, pick, total: _ } = self.timings;
+        [
+            (Stage::Parse, parse),
+            (Stage::Tokenize, tokenize),
+            (Stage::Hash, hash),
+            (Stage::Lookup, lookup),
+            (Stage::Pick, pick),
+        ]
     }
 }

@@ -83,7 +83,8 @@ impl Routed {
     pub fn end(self, now: Millis) {
         self.promised.into_iter().for_each(|promised| promised.end(now));
         // One that was given up before its response may never have reached the engine: that nothing was stored again is
-        // no sign of a prediction that came true.
+        // no sign of a prediction that came true. (Of a streamed answer the headers come before anything is computed, so
+        // one that is given up later still in the engine's queue does count.)
         if let Some(watched) = self.watched.filter(|_| self.is_served) {
             watched.end(now);
         }

@@ -78,7 +78,7 @@ impl Instruments {
             ),
             stage_duration: c.add_seconds(
                 "stage_duration",
-                "Time that one step of a pick took",
+                "Time that one step of a pick took, in all keyspaces together",
                 &[STAGE],
                 Family::new_with_constructor(histogram as fn() -> Histogram),
             ),

@@ -102,8 +102,9 @@ impl Promises {
         self.promise_for(self.table.limits().cap, chain, n_held, endpoint, now)
     }
 
-    /// The same for a request that turns out to be served by an endpoint that nobody picked. Events of its blocks mostly
-    /// came before, and will not come again to confirm anything, so it counts for no longer than after a request's end.
+    /// The same for a request that turns out to be served by an endpoint that nobody picked. Events of its blocks came
+    /// before, unless the answer is streamed, and will not come again to confirm anything, so it counts for no longer than
+    /// after a request's end.
     pub fn promise_served(
         &self,
         chain: &[BlockHash],
@@ -217,8 +218,8 @@ impl Promised {
     }
 
     /// The request was served by `endpoint` instead: there its whole chain is promised from now on, because nobody has
-    /// looked what that endpoint holds. Events of it mostly came before, and will not come again to confirm anything,
-    /// so this counts for no longer than after a request's end.
+    /// looked what that endpoint holds. Events of it came before, unless the answer is streamed, and will not come again
+    /// to confirm anything, so this counts for no longer than after a request's end.
     pub fn move_to(&mut self, endpoint: &Arc<Endpoint>, now: Millis) {
         if endpoint.id == self.promise.endpoint() {
             return;
