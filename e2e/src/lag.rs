@@ -22,7 +22,9 @@ use crate::publisher::process::PublisherProcess;
 /// Longest wait for connections, and for what is under way at the end of a phase.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A plain SUB socket cannot say when its subscription has arrived; on one machine it is a matter of milliseconds.
-const SUBSCRIBING: Duration = Duration::from_millis(300);
+const SUBSCRIBING: Duration = Duration::from_secs(1);
+/// Silence after which nothing more is under way.
+const SILENCE_MS: i32 = 1000;
 /// Marks of the histogram, in microseconds.
 const MARKS: [u64; 12] = [50, 100, 200, 300, 500, 700, 1000, 2000, 5000, 10_000, 100_000, u64::MAX];
 const BAR: usize = 50;
@@ -190,7 +192,7 @@ fn baseline(binary: &Path, args: &LagArgs) -> Result<Lags> {
     let subscriber = context.socket(zmq::SUB)?;
     subscriber.set_linger(0)?;
     subscriber.set_rcvhwm(10_000)?;
-    subscriber.set_rcvtimeo(100)?;
+    subscriber.set_rcvtimeo(SILENCE_MS)?;
     subscriber.set_subscribe(b"")?;
     for publisher in &publishers {
         subscriber.connect(publisher.events())?;

@@ -12,8 +12,8 @@ use crate::fetch;
 use crate::router::{self, Router, RouterOptions};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Polls without a new batch that count as silence: 160 ms, where an event takes a few.
-const QUIET_POLLS: u32 = 8;
+/// Polls without a new batch that count as silence: 300 ms, where an event takes a few.
+const QUIET_POLLS: u32 = 15;
 const INDEX_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A running Envoy with the router beside it. The engines are the caller's.

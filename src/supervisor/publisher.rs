@@ -78,8 +78,6 @@ impl Publisher {
     /// they cannot any more.
     pub(super) fn list(&mut self, listing: Vec<Listed>) {
         let change = self.registry.apply(listing);
-        let changes = [("added", change.added.len()), ("left", change.left.len()), ("moved", change.moved.len())];
-        self.metrics.count_listing(&self.model, change.set.endpoints.len(), changes);
         if let Some(follower) = &self.follower {
             follower.begin(&change);
         }
@@ -90,6 +88,8 @@ impl Publisher {
         if let Some(follower) = &self.follower {
             follower.forget(&change.left);
         }
+        let changes = [("added", change.added.len()), ("left", change.left.len()), ("moved", change.moved.len())];
+        self.metrics.count_listing(&self.model, change.set.endpoints.len(), changes);
         if change.is_first {
             self.syncing.one_more();
         }

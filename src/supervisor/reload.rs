@@ -52,12 +52,13 @@ impl Live {
     /// Makes the rollout of `config` hold.
     pub(super) fn roll_out(&self, config: &Config) {
         let of = |model: &config::Model| model.rollout.under(config.rollout.mode);
+        // The instruments come last: who has seen what they say can rely on it.
+        self.router.roll_out(|name| config.models.iter().find(|model| &*model.name == name).map(of));
         for model in &config.models {
             let rollout = of(model);
             let modes = Mode::ALL.map(|mode| (mode.as_str(), mode == rollout.mode));
             self.metrics.set_rollout(&model.name, modes, rollout.percent.get());
         }
-        self.router.roll_out(|name| config.models.iter().find(|model| &*model.name == name).map(of));
         self.metrics.set_config_hash(config.hash());
     }
 

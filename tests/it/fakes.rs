@@ -141,7 +141,7 @@ pub(crate) fn tokenizer_of(source: Source) -> Arc<Tokenizer> {
 }
 
 /// Longest wait for tokens in a [`FakeRouter`].
-pub(crate) const BUDGET: Duration = Duration::from_millis(300);
+pub(crate) const BUDGET: Duration = Duration::from_secs(1);
 
 /// Checks in the end that whatever a test has made a router count is declared.
 struct Declared(Arc<Metrics>);

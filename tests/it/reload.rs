@@ -290,6 +290,9 @@ async fn a_rollout_that_waits_for_an_envoy_with_a_policy_of_its_own_is_refused()
     assert_eq!(log.matches("the configuration cannot be used").count(), 0, "it was named once: {log}");
 }
 
+/// In which a line that is under way is written.
+const PAUSE: Duration = Duration::from_millis(500);
+
 fn lines(path: &Path) -> usize {
     std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
 }
@@ -300,17 +303,24 @@ async fn a_record_begins_and_ends_with_the_configuration() {
     let record = running.file.with_file_name("record.jsonl");
     running.write(&often(&format!("mode: shadow, record: {{path: {}}}", record.display())));
     running.wait_reloads("applied", 1);
+    // It begins some time after it is told to.
+    while lines(&record) == 0 {
+        running.destination().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(PAUSE).await;
+    let n_lines = lines(&record) + 3;
     for _ in 0..3 {
         running.destination().await;
     }
-    wait_for_metric(&running.admin, "warmroute_record_lines_total 3");
-    assert_eq!(lines(&record), 3);
+    wait_for_metric(&running.admin, &format!("warmroute_record_lines_total {n_lines}"));
+    assert_eq!(lines(&record), n_lines);
     running.write(&often("mode: shadow"));
     running.wait_reloads("applied", 2);
     running.destination().await;
-    // Time for a fourth line, if the record went on.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(lines(&record), 3);
+    // Time for one more line, if the record went on.
+    tokio::time::sleep(PAUSE).await;
+    assert_eq!(lines(&record), n_lines);
     assert!(std::fs::read_to_string(&record).unwrap().contains(r#""mode":"shadow""#));
     running.stop();
 }

@@ -17,7 +17,7 @@ use crate::tokenizer_stub::{Reply, Stub};
 /// A budget that no test uses up.
 const AMPLE: Duration = Duration::from_secs(3_600);
 /// A budget that is used up soon.
-const SHORT: Duration = Duration::from_millis(20);
+const SHORT: Duration = Duration::from_millis(500);
 
 fn tokenizer(budget: Duration) -> Arc<RemoteTokenizer> {
     remote_tokenizer(&Access::default(), budget)

@@ -156,11 +156,14 @@ async fn a_request_is_one_span_with_its_decision_and_who_served_above_its_steps(
         (attribute::OPERATION_NAME, text("text_completion")),
         (attribute::ENDPOINT_PICKED, text("127.0.0.1:1")),
         (attribute::DECISION_OUTCOME, text("fallback")),
-        (attribute::DECISION_FALLBACK, text("tokenizer_unreachable")),
         (attribute::RESPONSE_STATUS_CODE, Some(Value::IntValue(200))),
     ] {
         assert_eq!(value(&span.attributes, key), expected.as_ref(), "{key}");
     }
+    let fallback = value(&span.attributes, attribute::DECISION_FALLBACK);
+    // The checks of the tokenizer may have failed often enough before the request came.
+    let expected = ["tokenizer_unreachable", "tokenizer_open"].map(text);
+    assert!(expected.iter().any(|expected| expected.as_ref() == fallback), "{fallback:?}");
     assert!(!format!("{spans:?}").contains("secret"));
 }
 
@@ -201,7 +204,7 @@ async fn assert_shutdown_in_time(collector: SocketAddr) {
     let start = Instant::now();
     telemetry.shutdown().await;
 
-    // Half a second for a busy machine; what must not happen is the exporter's own 10 s.
-    let deadline = telemetry::trace::SHUTDOWN_DEADLINE + Duration::from_millis(500);
+    // Four seconds for a busy machine; what must not happen is the exporter's own 10 s.
+    let deadline = telemetry::trace::SHUTDOWN_DEADLINE + Duration::from_secs(4);
     assert!(start.elapsed() < deadline, "{:?}", start.elapsed());
 }

@@ -220,13 +220,14 @@ async fn replace_router(
     if end == End::None {
         return Ok(Duration::ZERO);
     }
+    // Known before there is no router: asking cargo takes its time.
+    let binary = tokio::task::spawn_blocking(router::binary).await.context("building the router panicked")??;
     let router = stack.router.take().context("the router was stopped")?;
     let (started, addresses) = (Instant::now(), [router.extproc(), router.admin()]);
     match end {
         End::Killed => router.kill().await?,
         End::None | End::Asked => router.stop().await?,
     }
-    let binary = tokio::task::spawn_blocking(router::binary).await.context("building the router panicked")??;
     stack.router = Some(Router::start_at(&binary, dir, options, addresses).await?);
     Ok(started.elapsed())
 }

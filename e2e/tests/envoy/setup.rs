@@ -55,7 +55,7 @@ impl Setup {
     pub(crate) async fn start_as(change: impl FnOnce(RouterOptions) -> RouterOptions) -> Self {
         let engines = engines(3);
         let dir = tempfile::tempdir().unwrap();
-        let options = change(RouterOptions::new(engines.addresses()));
+        let options = change(RouterOptions::new(engines.addresses()).patient());
         let stack = Stack::start(dir.path(), &options).await.unwrap();
         Self { stack, engines, dir }
     }
@@ -67,7 +67,7 @@ impl Setup {
             compute(engines.http()[0], prompt).await;
         }
         let dir = tempfile::tempdir().unwrap();
-        let options = RouterOptions { replays: false, reports, ..RouterOptions::new(engines.addresses()) };
+        let options = RouterOptions { replays: false, reports, ..RouterOptions::new(engines.addresses()).patient() };
         let stack = Stack::start(dir.path(), &options).await.unwrap();
         stack.wait_following(engines.http()[0]).await.unwrap();
         Self { stack, engines, dir }

@@ -2,13 +2,16 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::publisher::PublisherArgs;
 use e2e::publisher::process::PublisherProcess;
 use e2e::publisher::swarm::{SwarmArgs, SwarmProcess};
 use warmroute::events::wire::{Event, EventBatch};
 use warmroute::routing::hash::BlockHash;
+
+/// Longest wait for what takes a moment.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_e2e"))
@@ -82,9 +85,12 @@ fn swarm_keeps_its_ports_and_buffers_when_connections_are_severed_and_replaces_p
     assert!(after.publishers.iter().all(|member| replay(&member.replay, 0).len() == 7));
 
     swarm.tell("flap 1").unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    let started = Instant::now();
+    while swarm.tell("report").unwrap().n_replaced < 3 {
+        assert!(started.elapsed() < DEADLINE, "each publisher is replaced in its turn");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let flapped = swarm.tell("flap 0").unwrap();
-    assert!(flapped.n_replaced >= 3);
     for (member, old) in flapped.publishers.iter().zip(&after.publishers) {
         assert_eq!((&member.events, &member.replay), (&old.events, &old.replay));
         assert_ne!(member.program.seed, old.program.seed);

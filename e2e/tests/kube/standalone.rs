@@ -47,7 +47,8 @@ impl Setup {
         let time = TimeModel { prefill_tokens_per_second: 1e6, decode_step: Duration::from_millis(20) };
         let engines = Engines::simulated(3, &SimOptions { time, ..SimOptions::default() }).unwrap();
         let binary = tokio::task::spawn_blocking(binary).await.unwrap().unwrap();
-        let router = Router::start(&binary, dir.path(), &RouterOptions::new(engines.addresses())).await.unwrap();
+        let router =
+            Router::start(&binary, dir.path(), &RouterOptions::new(engines.addresses()).patient()).await.unwrap();
         let values = values(&engines.http());
         let render = {
             let cache = cache.clone();

@@ -112,10 +112,10 @@ impl Setup {
 
     /// Ends the router as Kubernetes does, and starts another one in its place.
     pub(crate) async fn restart_router(&mut self) {
+        let binary = tokio::task::spawn_blocking(router::binary).await.unwrap().unwrap();
         let router = self.stack.router.take().unwrap();
         let addresses = [router.extproc(), router.admin()];
         router.stop().await.unwrap();
-        let binary = tokio::task::spawn_blocking(router::binary).await.unwrap().unwrap();
         let router = Router::start_at(&binary, self.dir.path(), &self.options, addresses).await.unwrap();
         self.stack.router = Some(router);
     }

@@ -42,7 +42,8 @@ impl Setup {
         let engines = Engines::simulated(2, &SimOptions::default()).unwrap();
         let tokenizer = Tokenizer::start().await;
         let mut options = RouterOptions::new(engines.addresses());
-        options.tokenizer = Some(json!({"kind": "remote", "endpoint": format!("http://{}", tokenizer.address)}));
+        options.tokenizer =
+            Some(json!({"kind": "remote", "budget": "800ms", "endpoint": format!("http://{}", tokenizer.address)}));
         options.env.push(("WARMROUTE_TRACE_OTLP_ENDPOINT".to_owned(), format!("http://{collector_address}")));
         change(&mut options);
         let stack = Stack::start_traced(dir.path(), &options, Some(collector_address)).await.unwrap();

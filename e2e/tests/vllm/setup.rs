@@ -41,7 +41,7 @@ impl Setup {
     ) -> Self {
         let engines = Engines::vllm(n_engines, options).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let router = router(RouterOptions::new(engines.addresses()));
+        let router = router(RouterOptions::new(engines.addresses()).patient());
         let stack = Stack::start(dir.path(), &router).await.unwrap();
         Self { engines, stack, _dir: dir }
     }

@@ -64,7 +64,11 @@ let timer = 0;
 async function poll() {
   clearTimeout(timer);
   try {
-    if (!isPaused) take(await ask("/overview"));
+    if (!isPaused) {
+      const overview = await ask("/overview");
+      // What was under way when it was paused would replace the rows that somebody looks at.
+      if (!isPaused) take(overview);
+    }
     byId("notice").hidden = true;
   } catch (error) {
     if (error instanceof Unauthorized) askForToken();

