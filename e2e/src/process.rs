@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-/// How long a program may take to end after SIGTERM.
-const GRACE: Duration = Duration::from_secs(40);
+/// How long a program may take to end after SIGTERM, unless it is given more.
+const GRACE: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running program and its children; dropping it ends them.
@@ -65,8 +65,16 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When the group can't be signalled.
-    pub async fn stop(mut self) -> Result<ExitStatus> {
-        let deadline = self.terminate()?;
+    pub async fn stop(self) -> Result<ExitStatus> {
+        self.stop_within(GRACE).await
+    }
+
+    /// [`Self::stop`] with another grace period.
+    ///
+    /// # Errors
+    /// As [`Self::stop`].
+    pub async fn stop_within(mut self, grace: Duration) -> Result<ExitStatus> {
+        let deadline = self.terminate(grace)?;
         while !self.has_exited()? && Instant::now() < deadline {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -82,16 +90,16 @@ impl ProcessGroup {
     }
 
     fn stop_blocking(&mut self) -> Result<ExitStatus> {
-        let deadline = self.terminate()?;
+        let deadline = self.terminate(GRACE)?;
         while !self.has_exited()? && Instant::now() < deadline {
             thread::sleep(POLL_INTERVAL);
         }
         self.finish()
     }
 
-    fn terminate(&self) -> Result<Instant> {
+    fn terminate(&self, grace: Duration) -> Result<Instant> {
         killpg(self.pid(), Signal::SIGTERM).with_context(|| format!("cannot end {}", self.name))?;
-        Ok(Instant::now() + GRACE)
+        Ok(Instant::now() + grace)
     }
 
     fn finish(&mut self) -> Result<ExitStatus> {

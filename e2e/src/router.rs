@@ -15,6 +15,8 @@ use crate::service::{Service, free_addresses};
 use crate::tool::{cargo, env_path, run};
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
+/// How long it may take to end: as long as answers go on, which is what the chart gives a pod and more.
+const GRACE: Duration = Duration::from_secs(40);
 
 /// One engine as the router is told of it.
 #[derive(Clone, Debug)]
@@ -128,7 +130,7 @@ impl Router {
     /// # Errors
     /// When it cannot be signalled.
     pub async fn stop(self) -> Result<()> {
-        self.service.stop().await
+        self.service.stop_within(GRACE).await
     }
 
     /// Ends it without a word: SIGKILL.

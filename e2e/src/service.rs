@@ -55,6 +55,14 @@ impl Service {
         self.group.stop().await.map(|_| ())
     }
 
+    /// [`Self::stop`] for one that has as long for it.
+    ///
+    /// # Errors
+    /// As [`Self::stop`].
+    pub async fn stop_within(self, grace: Duration) -> Result<()> {
+        self.group.stop_within(grace).await.map(|_| ())
+    }
+
     /// Ends it by SIGKILL, and waits.
     ///
     /// # Errors
