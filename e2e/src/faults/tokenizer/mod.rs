@@ -194,6 +194,7 @@ impl Case {
             figures.matched_again.is_some(),
             "prefixes are not matched again {RECOVERY_DEADLINE:?} after: {figures}"
         );
+        ensure!(!figures.first.decision_p50.is_zero(), "the router has counted no decisions: {figures}");
         // By the router's own clock: what its machine does meanwhile makes engines slower too.
         ensure!(
             figures.first.decision_p50 <= 2 * BUDGET,

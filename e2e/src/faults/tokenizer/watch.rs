@@ -66,10 +66,11 @@ impl Sample {
         self.decisions.get("prefix_match").unwrap_or(&0.0) / self.n_decisions().max(1.0)
     }
 
-    /// A bound that the share `quantile` of the decisions kept, the lowest that the histogram knows.
+    /// A bound that the share `quantile` of the decisions kept, the lowest that the histogram knows; zero without
+    /// decisions.
     pub(super) fn duration(&self, quantile: f64) -> Duration {
         let n = self.durations.last().map_or(0.0, |(_, n)| *n);
-        let within = self.durations.iter().find(|(_, within)| *within >= quantile * n);
+        let within = self.durations.iter().find(|(_, within)| n > 0.0 && *within >= quantile * n);
         within.map_or(Duration::ZERO, |(bound, _)| Duration::try_from_secs_f64(*bound).unwrap_or(Duration::MAX))
     }
 }
